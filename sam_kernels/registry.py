@@ -1,0 +1,106 @@
+"""Ops and who can run them: declare an op once, attach implementations to it, choose one.
+
+``declare`` defines ``torch.ops.sam_kernels.<name>`` from one schema string, with the reference as its default kernel. Backends
+attach themselves with ``implement``. A call by name gets exactly that backend or an error; a call without a name goes through
+the torch dispatcher to the first backend of ``backends.PREFERENCE`` that is there and supports the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import BACKENDS, preference
+
+LIBRARY = torch.library.Library("sam_kernels", "DEF")
+OPS: dict[str, Op] = {}
+
+
+@dataclass
+class Implementation:
+    function: Callable[..., Any]
+    devices: Sequence[str]
+    dtypes: Sequence[torch.dtype] | None  # None: any floating dtype
+
+    def refuses(self, device: str, dtype: torch.dtype) -> str | None:
+        if device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} tensors, not on {device}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"supports {', '.join(str(d) for d in self.dtypes)}, not {dtype}"
+        return None
+
+
+@dataclass
+class Op:
+    name: str
+    schema: str
+    implementations: dict[str, Implementation] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # backend -> why it is not there
+
+    def named(self, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
+        """The implementation of ``backend``, or the error that says why not."""
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
+        found = self.implementations.get(backend)
+        why = self.missing.get(backend, "not built") if found is None else found.refuses(device, dtype)
+        if why is None and found is not None:
+            return found.function
+        raise RuntimeError(f"backend {backend!r} cannot run {self.name}: {why}. See sam_kernels.show_backends(), or omit backend=")
+
+    def chosen(self, device: str, dtype: torch.dtype) -> str:
+        """The first preferred backend that is available for this device and dtype."""
+        for backend in preference(device):
+            found = self.implementations.get(backend)
+            if found is not None and found.refuses(device, dtype) is None:
+                return backend
+        return "reference"
+
+
+def _first_tensor(arguments: Any) -> Tensor | None:
+    for value in arguments:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            return value[0]
+    return None
+
+
+def declare(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Op:
+    """Define ``sam_kernels::name`` with ``schema`` (the part after the name); ``reference`` runs wherever nothing better does."""
+    op = OPS[name] = Op(name, schema)
+    op.implementations["reference"] = Implementation(reference, ("cpu", "cuda", "xpu", "mps"), None)
+    LIBRARY.define(name + schema)
+
+    def dispatch(*arguments: Any) -> Any:
+        first = _first_tensor(arguments)
+        if first is None:  # every list is empty: nothing to do, but outputs must exist
+            return reference(*arguments)
+        return op.implementations[op.chosen(first.device.type, first.dtype)].function(*arguments)
+
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, dispatch, "CPU")
+    LIBRARY.impl(name, dispatch, "CUDA")
+    torch.library.register_fake(f"sam_kernels::{name}", fake or (lambda *_: None), lib=LIBRARY)
+    return op
+
+
+def implement(name: str, backend: str, devices: Sequence[str], dtypes: Sequence[torch.dtype] | None) -> Callable[..., Any]:
+    """Decorator: attach an implementation with the op's schema order of arguments."""
+
+    def attach(function: Callable[..., Any]) -> Callable[..., Any]:
+        OPS[name].implementations[backend] = Implementation(function, devices, dtypes)
+        return function
+
+    return attach
+
+
+def call(op: Op, backend: str | None, like: Tensor | None, *arguments: Any) -> Any:
+    """Run ``op``: by name where ``backend`` is given, else through the dispatcher. ``like`` tells device and dtype."""
+    if backend is None:
+        return getattr(torch.ops.sam_kernels, op.name)(*arguments)
+    device, dtype = (like.device.type, like.dtype) if like is not None else ("cpu", torch.float32)
+    return op.named(backend, device, dtype)(*arguments)
