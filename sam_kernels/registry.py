@@ -1,8 +1,8 @@
 """Ops and who can run them: declare an op once, attach implementations to it, choose one.
 
-``declare`` defines ``torch.ops.sam_kernels.<name>`` from one schema string, with the reference as its default kernel. Backends
-attach themselves with ``implement``. A call by name gets exactly that backend or an error; a call without a name goes through
-the torch dispatcher to the first backend of ``backends.PREFERENCE`` that is there and supports the dtype.
+``declare`` defines ``torch.ops.sam_kernels.<name>`` from one schema string; backends attach themselves with ``implement``. A call
+by name gets exactly that backend or an error; a call without a name gets the first backend of ``backends.PREFERENCE`` that is
+there and supports the device and dtype, and the reference where none does.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ class Op:
 
     def named(self, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
         """The implementation of ``backend``, or the error that says why not."""
-        if backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
         found = self.implementations.get(backend)
         why = self.missing.get(backend, "not built") if found is None else found.refuses(device, dtype)
         if why is None and found is not None:
@@ -70,20 +68,24 @@ def _first_tensor(arguments: Any) -> Tensor | None:
 
 
 def declare(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Op:
-    """Define ``sam_kernels::name`` with ``schema`` (the part after the name); ``reference`` runs wherever nothing better does."""
+    """Define ``sam_kernels::name`` with ``schema`` (the part after the name) and a last argument ``str backend``, empty for any.
+
+    One kernel serves every device: it asks the policy, or for the backend that the caller named, so that a call by name is
+    differentiable, traceable and opchecked like any other.
+    """
     op = OPS[name] = Op(name, schema)
     op.implementations["reference"] = Implementation(reference, ("cpu", "cuda", "xpu", "mps"), None)
-    LIBRARY.define(name + schema)
+    LIBRARY.define(name + schema.replace(") ->", ', str backend) ->'))
 
-    def dispatch(*arguments: Any) -> Any:
+    def kernel(*arguments: Any) -> Any:
+        *arguments, backend = arguments
         first = _first_tensor(arguments)
-        if first is None:  # every list is empty: nothing to do, but outputs must exist
+        if first is None:  # every list is empty: all backends would do the same nothing
             return reference(*arguments)
-        return op.implementations[op.chosen(first.device.type, first.dtype)].function(*arguments)
+        device, dtype = first.device.type, first.dtype
+        return op.named(backend or op.chosen(device, dtype), device, dtype)(*arguments)
 
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    LIBRARY.impl(name, dispatch, "CPU")
-    LIBRARY.impl(name, dispatch, "CUDA")
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"sam_kernels::{name}", fake or (lambda *_: None), lib=LIBRARY)
     return op
 
@@ -98,9 +100,8 @@ def implement(name: str, backend: str, devices: Sequence[str], dtypes: Sequence[
     return attach
 
 
-def call(op: Op, backend: str | None, like: Tensor | None, *arguments: Any) -> Any:
-    """Run ``op``: by name where ``backend`` is given, else through the dispatcher. ``like`` tells device and dtype."""
-    if backend is None:
-        return getattr(torch.ops.sam_kernels, op.name)(*arguments)
-    device, dtype = (like.device.type, like.dtype) if like is not None else ("cpu", torch.float32)
-    return op.named(backend, device, dtype)(*arguments)
+def call(op: Op, backend: str | None, *arguments: Any) -> Any:
+    """Run ``op`` through the torch dispatcher, on ``backend`` where it is given."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
+    return getattr(torch.ops.sam_kernels, op.name)(*arguments, backend or "")

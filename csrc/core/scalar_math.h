@@ -29,13 +29,13 @@ SAMK_HD T ratio(T x, T y) {
 enum GramEntry : int { kGG, kGH, kHH, kGQ, kHQ, kQQ, kGram };
 
 template <class T>
-SAMK_HD void add_gram(T (&sum)[kGram], T g, T h, T q) {
-  sum[kGG] = fused(g, g, sum[kGG]);
-  sum[kGH] = fused(g, h, sum[kGH]);
-  sum[kHH] = fused(h, h, sum[kHH]);
-  sum[kGQ] = fused(g, q, sum[kGQ]);
-  sum[kHQ] = fused(h, q, sum[kHQ]);
-  sum[kQQ] = fused(q, q, sum[kQQ]);
+SAMK_HD void gram_terms(T g, T h, T q, T* term) {
+  term[kGG] = g * g;
+  term[kGH] = g * h;
+  term[kHH] = h * h;
+  term[kGQ] = g * q;
+  term[kHQ] = h * q;
+  term[kQQ] = q * q;
 }
 
 template <class T>

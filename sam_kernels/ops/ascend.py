@@ -64,7 +64,7 @@ def reference(
         if ema:
             g = grads[t].to(dtype)
             mean = ema[0] * q[t].to(dtype) + ema[1] * g
-            mean = mean if q_steps is None else torch.where(q_steps == 0, g, mean)
+            mean = mean if q_steps is None else torch.where(q_steps[0] == 0, g, mean)
             q[t].copy_(torch.where(finite, mean.to(q[t].dtype), q[t]))
     if q_steps is not None and ema:
         q_steps += finite
@@ -133,7 +133,7 @@ def ascend_(
     check_scalar("q_steps", q_steps, like, 1, torch.float32)
     with torch.no_grad():
         call(
-            OP, backend, like, list(params), list(grads or ()), list(stash), list(q or ()), sq_norm, gram, q_steps,
+            OP, backend, list(params), list(grads or ()), list(stash), list(q or ()), sq_norm, gram, q_steps,
             rho if isinstance(rho, Tensor) else None, direction if on_device else None, rows, hyper, factors,
             [float(x) for x in ema or ()], float(eps), bool(normalize), bool(given),
         )  # fmt: skip

@@ -183,7 +183,7 @@ def descend_(
     check_scalar("steps", steps, like, len(params), torch.float32)
     with torch.no_grad():
         call(
-            OP, backend, like, list(params), list(stash or ()), list(h or ()), list(g or ()), list(q or ()),
+            OP, backend, list(params), list(stash or ()), list(h or ()), list(g or ()), list(q or ()),
             list(momentum_buffers or ()), steps, gram, sq_norm, found_inf, lr if isinstance(lr, Tensor) else None, rows, hyper,
             base, coefficients.flat(), write_q, match_norm, float(max_norm), decay_at == "perturbed", needed, known,
         )  # fmt: skip

@@ -33,7 +33,7 @@ def reference(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[T
     return out
 
 
-def fake(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float) -> Tensor:
+def fake(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float, backend: str = "") -> Tensor:
     like = next((x[0] for x in (g, h, q) if x), None)
     return torch.empty(6) if like is None else like.new_empty(6, dtype=accumulator(like.dtype))
 
@@ -42,7 +42,7 @@ OP = declare("inner_products", SCHEMA, reference, fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    g, h, q, weights, eta = inputs
+    g, h, q, weights, eta, _ = inputs
     ctx.lengths, ctx.eta = (len(g), len(h), len(q), len(weights)), eta
     ctx.save_for_backward(*g, *h, *q, *weights)
 
@@ -58,7 +58,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             scale = grad[k].to(x.dtype) if not weights else grad[k].to(x.dtype) * (weights[t].abs() + ctx.eta).square()
             grads[i][t] += scale * y
             grads[j][t] += scale * x
-    return (*grads, [None] * len(weights), None)
+    return (*grads, [None] * len(weights), None, None)
 
 
 torch.library.register_autograd("sam_kernels::inner_products", _backward, setup_context=_setup_context)
@@ -93,7 +93,7 @@ def inner_products(
     """
     check_lists("g", {"g": g, "h": h, "q": q, "weights": weights})
     lists = [list(x) if x is not None else [] for x in (g, h, q, weights)]
-    return call(OP, backend, g[0] if g else None, *lists, float(eta))
+    return call(OP, backend, *lists, float(eta))
 
 
 def sq_norm(

@@ -89,9 +89,12 @@ def check_scalar(name: str, x: Tensor | None, like: Tensor | None, numel: int, d
         return
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is {type(x).__name__}; expected a torch.Tensor")
-    if x.dtype != dtype or x.numel() != numel or not x.is_contiguous() or (like is not None and x.device != like.device):
-        device = like.device if like is not None else x.device
-        raise ValueError(f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; expected {numel} contiguous elements of {dtype} on {device}")
+    if like is None:  # empty lists: nothing to match
+        return
+    if x.dtype != dtype or x.numel() != numel or not x.is_contiguous() or x.device != like.device:
+        raise ValueError(
+            f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; expected {numel} contiguous elements of {dtype} on {like.device}"
+        )
 
 
 def check_group(group: Sequence[int] | None, tensors: int, hyper: Mapping[str, object]) -> tuple[list[int], int]:

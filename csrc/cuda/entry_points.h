@@ -1,0 +1,27 @@
+// What the CUDA backend exports to its binding. Plain C++: no torch here, and no CUDA header needed to include it.
+//
+// Every function launches on `stream` of `device` (a cudaStream_t, as an opaque pointer), never waits for the host, may be captured in
+// a CUDA graph, and returns a cudaError_t (0 is success). Tables, hyperparameters and coefficients are host arrays, free to be
+// reused on return; all other pointers are device memory. fp32 only: another dtype is cudaErrorInvalidValue.
+//
+// `workspace` is device memory, 16-byte aligned, of at least cuda_workspace_bytes(tensors, groups) bytes. Its owner zeroes it once;
+// it then carries a counter from launch to launch that each launch leaves at zero. Two launches that may run at the same time must
+// not share it: keep one per device and stream, and another one for every captured graph.
+#pragma once
+#include <cstdint>
+
+#include "core/entry_points.h"
+
+namespace samk {
+
+constexpr int kCudaChunk = 8192;  // elements per chunk: the chunk_size of every table given to these functions
+
+int64_t cuda_workspace_bytes(int64_t tensors, int64_t groups);
+
+int cuda_inner_products(const InnerProductsArgs& args, void* workspace, int64_t workspace_bytes, int device, void* stream);
+int cuda_ascend(const AscendArgs& args, int64_t groups, void* workspace, int64_t workspace_bytes, int device, void* stream);
+int cuda_descend(const DescendArgs& args, int64_t groups, void* workspace, int64_t workspace_bytes, int device, void* stream);
+
+const char* cuda_error_string(int error);
+
+}  // namespace samk

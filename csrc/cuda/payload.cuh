@@ -1,0 +1,92 @@
+// From host arguments to one launch: the arrays of an Args struct travel by value in the kernel arguments, so that a launch needs no
+// copy, no pinned buffer and no event, and can be captured. Kernel arguments hold 32 KB (CUDA 12.1, sm_70); a longer payload goes to
+// a table in the workspace, written by small kernels whose own arguments are its pieces. The main kernel is the same for both.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstring>
+
+#include "cuda/entry_points.h"
+
+namespace samk {
+
+constexpr int kThreads = 256;
+constexpr int kMaxBlocks = 2048;  // all blocks of a grid are resident, 148 SMs x 8 blocks of 256 threads on the largest GPU so far
+constexpr int kPartialRows = kGram + 1;
+constexpr int64_t kTicketBytes = 256, kPartialBytes = int64_t(kPartialRows) * kMaxBlocks * sizeof(double);
+constexpr int64_t kArgumentBytes = 32760;  // the limit is 32764
+
+// ---- one list of the arrays of each Args struct, visited to measure, to pack and to bind; 8-byte elements first keep all aligned
+
+template <class Visit>
+SAMK_HD void each_array(TensorTable& table, Visit& visit) {
+  int64_t lists = 0;
+  for (int k = 0; k < kOperands; ++k) lists += table.slot[k] >= 0;
+  visit(table.address, lists * table.count);
+  visit(table.numel, table.count);
+  visit(table.group, table.count);
+  visit(table.first_chunk, table.count + 1);
+}
+template <class Visit>
+SAMK_HD void each_array(InnerProductsArgs& args, int64_t, Visit& visit) {
+  each_array(args.table, visit);
+}
+template <class Visit>
+SAMK_HD void each_array(AscendArgs& args, int64_t groups, Visit& visit) {
+  visit(args.hyper, groups * kAscendHypers);
+  each_array(args.table, visit);
+}
+template <class Visit>
+SAMK_HD void each_array(DescendArgs& args, int64_t groups, Visit& visit) {
+  visit(args.hyper, args.base == kSgd ? groups * kSgdHypers : 0);
+  visit(args.coefficients, kCoefficients);
+  each_array(args.table, visit);
+}
+
+struct Measure {
+  int64_t bytes = 0;
+  template <class E>
+  SAMK_HD void operator()(const E*&, int64_t n) {
+    bytes += n * int64_t(sizeof(E));
+  }
+};
+struct Pack {
+  char* to;
+  template <class E>
+  SAMK_HD void operator()(const E*& array, int64_t n) {
+    if (n > 0) memcpy(to, array, n * sizeof(E));
+    to += n * sizeof(E);
+  }
+};
+struct Bind {
+  const char* from;
+  template <class E>
+  SAMK_HD void operator()(const E*& array, int64_t n) {
+    array = reinterpret_cast<const E*>(from);
+    from += n * sizeof(E);
+  }
+};
+
+// ---- kernel arguments
+
+template <class Args>
+struct Header {
+  Args args;  // its array pointers are those of the host until device_args() binds them
+  int64_t groups;
+  char* workspace;    // [ticket][partial sums][table]
+  const char* table;  // the packed arrays in the workspace, or null: they are in `packed`
+};
+template <class Args>
+struct Launch : Header<Args> {
+  alignas(8) char packed[kArgumentBytes - sizeof(Header<Args>)];
+};
+
+template <class Args>
+__device__ __forceinline__ Args device_args(const Launch<Args>& launch) {
+  Args args = launch.args;
+  Bind bind{launch.table != nullptr ? launch.table : launch.packed};
+  each_array(args, launch.groups, bind);
+  return args;
+}
+
+}  // namespace samk

@@ -1,0 +1,60 @@
+"""The Triton backend: portable GPU kernels, and the same kernels on CPU tensors in Triton's interpreter.
+
+The interpreter is chosen when Triton is imported: with TRITON_INTERPRET=1 in the environment the kernels run on CPU tensors and
+only there, because their address tables would hand device addresses to the host.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...registry import OPS, implement
+
+NAMES = ("inner_products", "ascend_", "descend_")
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets kernels in this process instead of compiling them."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def unusable() -> str | None:
+    """Why no kernel of this backend can run here, or None. Imports Triton only where one may."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        if not interpreted() and not torch.cuda.is_available():
+            return "no CUDA GPU; set TRITON_INTERPRET=1 for the interpreter"
+    except (ImportError, AttributeError, OSError) as error:
+        return f"triton does not import: {error}"
+    return None
+
+
+def register() -> None:
+    """Attach the kernels to their ops, or record why they cannot run."""
+    if why := unusable():
+        for name in NAMES:
+            OPS[name].missing["triton"] = why
+        return
+    from . import ascend, descend, inner_products
+
+    devices = ("cpu",) if interpreted() else ("cuda",)
+    functions: tuple[Callable[..., Any], ...] = (inner_products.inner_products, ascend.ascend_, descend.descend_)
+    for name, function in zip(NAMES, functions, strict=True):
+        implement(name, "triton", devices, (torch.float32,))(_on_its_device(function))
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    def run(*arguments: Any) -> Any:
+        first: Tensor = next(x[0] for x in arguments if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor))
+        with torch.cuda.device_of(first):
+            return function(*arguments)
+
+    return run

@@ -1,0 +1,47 @@
+"""The backend axis, and the rule that a required backend may not be skipped.
+
+``SAM_KERNELS_REQUIRE=reference,cpp,triton`` (a comma-separated list) turns a skip of those backends into a failure. Without a GPU
+the Triton kernels run in the interpreter, which must be asked for before they are imported: hence the first lines.
+"""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+from sam_kernels.registry import OPS
+
+REQUIRED = {name.strip() for name in os.environ.get("SAM_KERNELS_REQUIRE", "").split(",") if name.strip()}
+PLACES = [("reference", "cpu"), ("cpp", "cpu"), ("triton", "cpu")]
+GPU_PLACES = [("reference", "cuda"), ("triton", "cuda"), ("cuda", "cuda")]
+
+
+def skip_or_fail(backend: str, reason: str) -> None:
+    if backend in REQUIRED:
+        pytest.fail(f"{backend} is required by SAM_KERNELS_REQUIRE but {reason}", pytrace=False)
+    pytest.skip(f"{backend}: {reason}")
+
+
+def _params() -> list:
+    gpu = [pytest.param(place, id="-".join(place), marks=pytest.mark.gpu) for place in GPU_PLACES]
+    return [pytest.param(place, id=place[0]) for place in PLACES] + gpu
+
+
+@pytest.fixture(params=_params())
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """(backend, device); skipped with the reason where the backend cannot run, a failure where it is required."""
+    backend, device = request.param
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    for op in OPS.values():
+        found = op.implementations.get(backend)
+        why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
+        if why is not None:
+            if device == "cpu" and torch.cuda.is_available() and backend == "triton":
+                pytest.skip("the GPU machine tests Triton on the GPU")
+            skip_or_fail(backend, why)
+    return backend, device

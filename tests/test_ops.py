@@ -1,0 +1,149 @@
+"""Every op x backend x case: value, coverage of writes, guard bands, versions, equal bits on a rerun; then opcheck."""
+
+import copy
+
+import pytest
+import torch
+from cases import CASES, LISTS, Case, bands_intact
+from tolerance import assert_elementwise, assert_reduction
+
+from sam_kernels import ops
+from sam_kernels.ops import GRAM
+from sam_kernels.registry import OPS
+
+SCALARS = ("sq_norm", "gram")  # reductions; everything else is elementwise
+
+
+def cast(kwargs: dict, dtype: torch.dtype, device: str) -> dict:
+    """The same case elsewhere: lists and accumulators in ``dtype``, counters and flags in fp32, guard bands kept."""
+
+    def one(name: str, x: torch.Tensor) -> torch.Tensor:
+        keep = name in ("steps", "q_steps", "found_inf")
+        whole = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+        moved = whole.to(device=device, dtype=x.dtype if keep else dtype, copy=True)
+        return torch.as_strided(moved, x.shape, x.stride(), x.storage_offset())
+
+    def convert(name: str, value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return one(name, value)
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return [one(name, x) for x in value]
+        return value
+
+    return {name: convert(name, value) for name, value in kwargs.items()}
+
+
+def run(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> tuple[dict, object]:
+    kwargs = cast(case.make(), dtype, device)
+    return kwargs, getattr(ops, case.op)(**kwargs, backend=backend)
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return list(value) if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) else []
+
+
+def dtypes_of(backend: str) -> list[torch.dtype]:
+    return [torch.float32, torch.float64] if backend in ("reference", "cpp") else [torch.float32]
+
+
+def check_reduction(name: str, got: torch.Tensor, truth: torch.Tensor, case: Case, dtype: torch.dtype) -> None:
+    """Gram entries and squared norms: the terms of x.y sum to at most |x| |y|."""
+    terms = sum(x.numel() for x in LISTS[case.lists].make("g"))
+    for k, (x, want) in enumerate(zip(got.cpu(), truth, strict=True)):
+        if torch.isnan(want):
+            assert torch.isnan(x), f"{name}[{k}] was written but is not an output of this case"
+            continue
+        a, b = (GRAM.index(2 * letter) for letter in GRAM[k]) if name == "gram" else (k, k)
+        magnitude = (truth[a].abs() * truth[b].abs()).nan_to_num(0.0).sqrt().item() or want.abs().item()
+        assert_reduction(f"{name}[{k}]", x, want, terms, max(magnitude, want.abs().item()), dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.id}")
+def test_value(case: Case, place: tuple[str, str]) -> None:
+    backend, device = place
+    truth, truth_out = run(case, "reference", torch.float64)
+    plain, _ = run(case, "reference", torch.float32)
+    for dtype in dtypes_of(backend):
+        before = cast(case.make(), dtype, device)
+        got, out = run(case, backend, dtype, device)
+        again, out_again = run(case, backend, dtype, device)
+        if case.op == "inner_products":
+            check_reduction("gram", out, truth_out, case, dtype)
+            assert torch.equal(out, out_again) or out.isnan().any(), "two runs differ"
+        for name, value in got.items():
+            for x, y, z in zip(tensors(value), tensors(before[name]), tensors(again[name]), strict=True):
+                assert name in SCALARS or x.dim() == 0 or name in ("rho", "lr", "direction", "steps", "q_steps", "found_inf") or bands_intact(x), f"{name}: written out of bounds"
+                assert torch.equal(x.nan_to_num(7.0), z.nan_to_num(7.0)), f"{name}: two runs differ"
+                if name not in case.written:
+                    assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), f"{name}: changed, but it is not an output"
+            if name in case.written and tensors(value):
+                if name in SCALARS:
+                    check_reduction(name, value, truth[name], case, dtype)
+                else:
+                    assert_elementwise(name, tensors(value), tensors(plain[name]), tensors(truth[name]), dtype)
+
+
+@pytest.mark.parametrize("option", ["sam", "inf", "zero", "groups", "friendly"])
+def test_stash_and_restore_keep_every_bit(option: str, place: tuple[str, str]) -> None:
+    backend, device = place
+    case = next(c for c in CASES if c.op == "ascend_" and c.id == f"{option}-small")
+    kwargs = cast(case.make(), torch.float32, device)
+    clean = [x.clone() for x in kwargs["params"]]
+    storage = [x.data_ptr() for x in kwargs["params"]]
+    ops.ascend_(**kwargs, backend=backend)
+    moved = [not torch.equal(x, y) for x, y in zip(kwargs["params"], clean, strict=True)]
+    expected = {"inf": [False], "zero": [False], "groups": [True, False, True, True, False]}.get(option, [True])
+    assert moved == (expected if len(expected) > 1 else expected * len(clean)), "perturbed what must stay, or not what must move"
+    ops.restore_(kwargs["params"], kwargs["stash"], backend=backend)
+    assert all(torch.equal(x, y) for x, y in zip(kwargs["params"], clean, strict=True))
+    assert storage == [x.data_ptr() for x in kwargs["params"]]
+
+
+def test_versions(place: tuple[str, str]) -> None:
+    """A weight perturbed between forward and backward must raise in backward, not give a wrong gradient."""
+    backend, device = place
+    w = torch.randn(4, 3, device=device, requires_grad=True)
+    x = torch.randn(3, device=device, requires_grad=True)
+    out = (w @ x).sum()
+    grad, stash = torch.ones_like(w), torch.empty_like(w).detach()
+    before = (w._version, stash._version, grad._version)
+    ops.ascend_([w], [grad], [stash], rho=0.1, backend=backend)
+    assert w._version > before[0] and stash._version > before[1] and grad._version == before[2]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+    version, buffer = w._version, torch.zeros_like(w).detach()
+    held = buffer._version
+    ops.descend_([w], [grad], base="sgd", stash=[stash], lr=0.1, momentum=0.9, momentum_buffers=[buffer], backend=backend)
+    assert w._version > version and buffer._version > held
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id.endswith("-small")], ids=lambda case: f"{case.op}-{case.id}")
+def test_opcheck(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schema, mutation, fake kernel and tracing of the public op, on the arguments that the public function passes."""
+    recorded: list = []
+    module = __import__(f"sam_kernels.ops.{case.op.rstrip('_')}", fromlist=["call"])
+    original = module.call
+    monkeypatch.setattr(module, "call", lambda op, backend, *a: recorded.append((op.name, copy.deepcopy(a))) or original(op, backend, *a))
+    getattr(ops, case.op)(**cast(case.make(), torch.float32, "cpu"))
+    name, arguments = recorded[0]
+    plain = tuple([x.clone() for x in a] if isinstance(a, list) and tensors(a) else a for a in arguments)
+    torch.library.opcheck(getattr(torch.ops.sam_kernels, name).default, plain)
+
+
+def test_inner_products_gradcheck(place: tuple[str, str]) -> None:
+    backend, device = place
+    if torch.float64 not in dtypes_of(backend) or device != "cpu":
+        return  # gradcheck needs fp64; the formula is the same torch code for every backend
+    torch.manual_seed(0)
+    lists = [torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for _ in range(6)]
+    assert torch.autograd.gradcheck(lambda *t: ops.inner_products(t[:2], t[2:4], t[4:], backend=backend), lists)
+    weights = [x.detach() for x in lists[2:4]]
+    assert torch.autograd.gradcheck(lambda *t: ops.sq_norm(t, weights=weights, eta=0.1), lists[:2])
+
+
+def test_every_op_has_every_backend_or_a_reason() -> None:
+    for op in OPS.values():
+        for backend in ("reference", "cpp", "triton", "cuda"):
+            assert backend in op.implementations or op.missing.get(backend), f"{op.name} has no {backend} and no reason"
