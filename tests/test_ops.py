@@ -120,7 +120,8 @@ def test_versions(place: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.id.endswith("-small")], ids=lambda case: f"{case.op}-{case.id}")
-def test_opcheck(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["", "reference"])
+def test_opcheck(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, mutation, fake kernel and tracing of the public op, on the arguments that the public function passes."""
     recorded: list = []
     module = __import__(f"sam_kernels.ops.{case.op.rstrip('_')}", fromlist=["call"])
@@ -129,7 +130,7 @@ def test_opcheck(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     getattr(ops, case.op)(**cast(case.make(), torch.float32, "cpu"))
     name, arguments = recorded[0]
     plain = tuple([x.clone() for x in a] if isinstance(a, list) and tensors(a) else a for a in arguments)
-    torch.library.opcheck(getattr(torch.ops.sam_kernels, name).default, plain)
+    torch.library.opcheck(getattr(torch.ops.sam_kernels, name).default, (*plain, backend))
 
 
 def test_inner_products_gradcheck(place: tuple[str, str]) -> None:

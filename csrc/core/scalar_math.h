@@ -63,6 +63,12 @@ struct Ascent {
   }
 };
 
+// q <- ema[0] q + ema[1] g; the first time q <- g
+template <class T>
+SAMK_HD T moving_average(T q, T g, T keep, T add, bool first) {
+  return first ? g : fused(add, g, keep * q);
+}
+
 // rho / |d|, or rho; zero (perturb nothing) where the norm is zero or not finite.
 template <class T>
 SAMK_HD T ascent_scale(T rho, T sq_norm, bool normalize, T eps) {
@@ -90,7 +96,7 @@ struct Factors {
 
   SAMK_HD T combine(DescendOutput output, T h, T g, T q) const {
     const T(&c)[kInputs] = of[output];
-    T value = c[kInH] != T(0) ? c[kInH] * h : T(0);
+    T value = c[kInH] != T(0) ? fused(c[kInH], h, T(0)) : T(0);
     value = c[kInG] != T(0) ? fused(c[kInG], g, value) : value;
     return c[kInQ] != T(0) ? fused(c[kInQ], q, value) : value;
   }

@@ -1,13 +1,13 @@
-// Sums in kLanes parallel accumulators: a fixed order that any vector width can follow, so all compiled versions agree bit for bit.
+// Sums in parallel accumulators: a fixed order that any vector width can follow, so all compiled versions agree bit for bit.
+// Few sums take more lanes each: one 512-bit accumulator alone would wait for its own additions, not for memory.
 #pragma once
 #include <cstdint>
 
 namespace samk {
 
-constexpr int kLanes = 16;
-
 template <class T, int kSums>
 struct Lanes {
+  static constexpr int kLanes = kSums == 1 ? 64 : kSums == 2 ? 32 : 16;
   T sum[kSums][kLanes] = {};
 
   // term(i, out) writes the kSums terms of element i; n elements are added.
@@ -27,10 +27,13 @@ struct Lanes {
       for (int k = 0; k < kSums; ++k) sum[k][0] += out[k];
     }
   }
+  // Pairwise, so that fp64 sums keep their last bits.
   inline __attribute__((always_inline)) double total(int k) const {
-    double total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += double(sum[k][lane]);
-    return total;
+    double tree[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) tree[lane] = double(sum[k][lane]);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+      for (int lane = 0; lane < width; ++lane) tree[lane] += tree[lane + width];
+    return tree[0];
   }
 };
 

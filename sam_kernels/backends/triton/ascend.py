@@ -19,7 +19,6 @@ from torch import Tensor
 from ...ops.ascend import HYPER, reference
 from .formulas import adaptive_scale, ascent_direction, ascent_scale, is_finite
 from .table import LAUNCH, numbers, table
-from .table import PARTIALS as PROGRAMS
 from .tile import CHUNK, PARTIALS, STASH, TILE, G, Q, W, load, locate, store, total
 
 OLD, NEW, EPS, NORMALIZE, GROUPS = (tl.constexpr(i) for i in range(2, 7))  # `numbers`: direction, these, then HYPER per group
@@ -129,8 +128,8 @@ def ascend_(
     scalars = numbers(device, (*direction, *(ema or (0.0, 0.0)), eps, float(normalize), *hyper))
     weighted, plain = any(hyper[HYPER.index("adaptive") :: len(HYPER)]), gram is not None and bool(grads)
     if not given:
-        partials = torch.empty(2, PROGRAMS, dtype=torch.float32, device=device)
-        norm_kernel[(min(found.chunks, PROGRAMS),)](
+        partials = torch.empty(2, PARTIALS.value, dtype=torch.float32, device=device)
+        norm_kernel[(min(found.chunks, PARTIALS.value),)](
             found.records, found.tensor_of, found.chunks, scalars, partials, rho, direction_device, bool(grads), bool(q), weighted, plain,
             **LAUNCH,
         )  # fmt: skip

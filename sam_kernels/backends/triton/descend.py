@@ -10,45 +10,20 @@ Every program resolves the factors itself from device memory: 45 scalar loads an
 kernel has to change but its own programs read (step counts, the norm of q) is changed after it, by small torch ops.
 """
 
-# ruff: noqa: ANN001, ANN201 (tuples of scalars have no useful annotation)
+# ruff: noqa: ANN001, ANN201, SIM102 (tuples of scalars have no useful annotation; a compile-time and a run-time test do not combine)
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops.descend import HYPER
-from . import inner_products
+from ...ops.descend import HYPER, reference
 from .formulas import basis_of, combine, factors_of, is_finite, rescale, sgd
+from .inner_products import gram_entries, reduce_gram
 from .table import LAUNCH, numbers, table
-from .tile import CHUNK, PARTIALS, STASH, STATE, TILE, G, H, Q, W, load, locate, store, total
+from .tile import CHUNK, STASH, STATE, TILE, G, H, Q, W, load, locate, store
 
 MAX_NORM, MATCH_NORM, COEFFICIENTS, GROUPS = (tl.constexpr(i) for i in (0, 1, 2, 47))  # `numbers`: these, then HYPER per group
-MENTIONS = {"g": 0b001011, "h": 0b010110, "q": 0b111000}  # Gram entries of each list
-
-
-@triton.jit
-def gram_entry(gram: tl.tensor, partials: tl.tensor, k: tl.constexpr, NEEDED: tl.constexpr, REDUCED: tl.constexpr):
-    """One entry and whether it is usable; program 0 also writes what this call has reduced, which no program reads."""
-    if REDUCED & (1 << k):
-        value = total(partials, k, tl.minimum(tl.num_programs(0), PARTIALS))
-        if tl.program_id(0) == 0:
-            tl.store(gram + k, value)
-    else:
-        value = tl.load(gram + k) if NEEDED & (1 << k) else tl.zeros([], tl.float32)
-    return value, is_finite(value)
-
-
-@triton.jit
-def gram_entries(gram: tl.tensor, partials: tl.tensor, NEEDED: tl.constexpr, REDUCED: tl.constexpr):
-    """The six entries, and whether all of them are finite."""
-    gg, a = gram_entry(gram, partials, 0, NEEDED, REDUCED)
-    gh, b = gram_entry(gram, partials, 1, NEEDED, REDUCED)
-    hh, c = gram_entry(gram, partials, 2, NEEDED, REDUCED)
-    gq, d = gram_entry(gram, partials, 3, NEEDED, REDUCED)
-    hq, e = gram_entry(gram, partials, 4, NEEDED, REDUCED)
-    qq, f = gram_entry(gram, partials, 5, NEEDED, REDUCED)
-    return (gg, gh, hh, gq, hq, qq), a & b & c & d & e & f
 
 
 @triton.jit
@@ -101,9 +76,8 @@ def descend_kernel(
     entries, go = gram_entries(gram, partials, NEEDED, REDUCED)
     go = go if sq_norm is None else go & is_finite(tl.load(sq_norm))
     go = go if found_inf is None else go & (tl.load(found_inf) == 0)
-    if went is not None:
-        if tl.program_id(0) == 0:
-            tl.store(went, tl.where(go, 1.0, 0.0))
+    if tl.program_id(0) == 0:
+        tl.store(went, tl.where(go, 1.0, 0.0))
     basis = basis_of(entries)
     u = factors_of(numbers + COEFFICIENTS, 0, basis, NEEDED != 0)
     u = rescale(u, entries, tl.load(numbers + MATCH_NORM) != 0, tl.load(numbers + MAX_NORM)) if NEEDED else u
@@ -132,4 +106,26 @@ def descend_(
     group: list[int], hyper: list[float], base: str, coefficients: list[float], write_q: bool, match_norm: bool,
     max_norm: float, decay_at_perturbed: bool, needed: int, given: int,
 ) -> None:  # fmt: skip
-    pass
+    if not any(x.numel() for x in params):
+        return reference(params, stash, h, g, q, state, steps, gram, sq_norm, found_inf, lr, group, hyper, base, coefficients, write_q,
+                         match_norm, max_norm, decay_at_perturbed, needed, given)  # fmt: skip
+    device, is_sgd, columns, reduced = params[0].device, base == "sgd", len(HYPER[base]), needed & ~given
+    outputs = (0, 15) * is_sgd + (30,) * write_q
+    reads = [bool(x) and any(any(coefficients[k + 5 * i : k + 5 * i + 5]) for k in outputs) for i, x in enumerate((h, g, q))]
+    moves = [is_sgd and hyper[columns * row + 1] != 0 for row in group]
+    state = state if any(moves) else []
+    found = table(group, w=params, stash=stash, h=h, g=g, q=q, state=state)
+    gram = torch.zeros(6, dtype=torch.float32, device=device) if gram is None and needed else gram
+    damped = [1.0 - x if is_sgd and i % columns == 2 else x for i, x in enumerate(hyper)]
+    went = torch.empty(1, dtype=torch.float32, device=device)
+    squares = torch.empty(found.chunks, dtype=torch.float32, device=device) if write_q and gram is not None else None
+    descend_kernel[(found.chunks,)](
+        found.records, found.tensor_of, numbers(device, (max_norm, float(match_norm), *coefficients, *damped)),
+        reduce_gram(found, reduced) if reduced else None, gram if needed else None, sq_norm, found_inf, lr, steps, went, squares,
+        needed, reduced, bool(stash), *reads, bool(state), is_sgd, write_q, decay_at_perturbed and bool(stash), **LAUNCH,
+    )  # fmt: skip
+    if steps is not None and is_sgd:
+        steps.addcmul_(numbers(device, [float(x) for x in moves]), went)
+    if squares is not None and gram is not None:
+        gram[5:].copy_(torch.where(went != 0, squares.sum(), gram[5:]))
+    return None

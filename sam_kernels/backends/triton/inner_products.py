@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .formulas import adaptive_scale
-from .table import LAUNCH, PARTIALS, Table, numbers, table
-from .tile import CHUNK, TILE, G, H, Q, W, load, locate
+from .formulas import adaptive_scale, is_finite
+from .table import LAUNCH, Table, numbers, table
+from .tile import CHUNK, PARTIALS, TILE, G, H, Q, W, load, locate, total
 
 
 @triton.jit
@@ -51,14 +51,10 @@ def inner_products_kernel(
         _, _, at, size, full = locate(records, tensor_of, chunk)
         if full:
             for start in range(0, CHUNK, TILE):
-                gg, gh, hh, gq, hq, qq = add_products(
-                    gg, gh, hh, gq, hq, qq, at, start, size, eta, HAS_G, HAS_H, HAS_Q, WEIGHTED, True
-                )
+                gg, gh, hh, gq, hq, qq = add_products(gg, gh, hh, gq, hq, qq, at, start, size, eta, HAS_G, HAS_H, HAS_Q, WEIGHTED, True)
         else:
             for start in range(0, size, TILE):
-                gg, gh, hh, gq, hq, qq = add_products(
-                    gg, gh, hh, gq, hq, qq, at, start, size, eta, HAS_G, HAS_H, HAS_Q, WEIGHTED, False
-                )
+                gg, gh, hh, gq, hq, qq = add_products(gg, gh, hh, gq, hq, qq, at, start, size, eta, HAS_G, HAS_H, HAS_Q, WEIGHTED, False)
     row = partials + tl.program_id(0)
     tl.store(row, tl.sum(gg))
     tl.store(row + PARTIALS, tl.sum(gh))
@@ -68,14 +64,43 @@ def inner_products_kernel(
     tl.store(row + 5 * PARTIALS, tl.sum(qq))
 
 
+@triton.jit
+def gram_entry(gram: tl.tensor, partials: tl.tensor, k: tl.constexpr, NEEDED: tl.constexpr, REDUCED: tl.constexpr):
+    """One entry and whether it is usable; program 0 also writes what this call has reduced, which no program reads."""
+    if REDUCED & (1 << k):
+        value = total(partials, k, tl.minimum(tl.num_programs(0), PARTIALS))
+        if tl.program_id(0) == 0:
+            tl.store(gram + k, value)
+    else:
+        value = tl.load(gram + k) if NEEDED & (1 << k) else tl.zeros([], tl.float32)
+    return value, is_finite(value)
+
+
+@triton.jit
+def gram_entries(gram: tl.tensor, partials: tl.tensor, NEEDED: tl.constexpr, REDUCED: tl.constexpr):
+    """The six entries, and whether all of them are finite."""
+    gg, a = gram_entry(gram, partials, 0, NEEDED, REDUCED)
+    gh, b = gram_entry(gram, partials, 1, NEEDED, REDUCED)
+    hh, c = gram_entry(gram, partials, 2, NEEDED, REDUCED)
+    gq, d = gram_entry(gram, partials, 3, NEEDED, REDUCED)
+    hq, e = gram_entry(gram, partials, 4, NEEDED, REDUCED)
+    qq, f = gram_entry(gram, partials, 5, NEEDED, REDUCED)
+    return (gg, gh, hh, gq, hq, qq), a & b & c & d & e & f
+
+
 def launch(found: Table, g: bool, h: bool, q: bool, weighted: bool = False, eta: float = 0.0) -> Tensor:
     """The [6][PARTIALS] partial sums of a table with chunks; those beyond the number of programs are not written."""
     device = found.records.device
-    partials = torch.empty(6, PARTIALS, dtype=torch.float32, device=device)
-    inner_products_kernel[(min(found.chunks, PARTIALS),)](
+    partials = torch.empty(6, PARTIALS.value, dtype=torch.float32, device=device)
+    inner_products_kernel[(min(found.chunks, PARTIALS.value),)](
         found.records, found.tensor_of, found.chunks, partials, numbers(device, (eta,)), g, h, q, weighted, **LAUNCH
     )
     return partials
+
+
+def reduce_gram(found: Table, entries: int) -> Tensor:
+    """Partial sums of the Gram entries in the mask, reading only the lists that they mention."""
+    return launch(found, bool(entries & 0b001011), bool(entries & 0b010110), bool(entries & 0b111000))
 
 
 def inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float) -> Tensor:
@@ -83,4 +108,4 @@ def inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: l
     if not found.chunks:
         return torch.zeros(6, dtype=torch.float32, device=(g or h or q or weights)[0].device)
     partials = launch(found, bool(g), bool(h), bool(q), bool(weights), eta)
-    return partials[:, : min(found.chunks, PARTIALS)].sum(1)
+    return partials[:, : min(found.chunks, PARTIALS.value)].sum(1)
