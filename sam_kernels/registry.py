@@ -105,3 +105,23 @@ def call(op: Op, backend: str | None, *arguments: Any) -> Any:
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
     return getattr(torch.ops.sam_kernels, op.name)(*arguments, backend or "")
+
+
+def show_backends() -> str:
+    """Table of op x backend for CPU and CUDA tensors in fp32: ``*`` chosen, ``+`` available, else why not. Printed and returned."""
+    lines, reasons = [f"{'op':<16}{'device':<8}" + "".join(f"{name:<11}" for name in BACKENDS)], {}
+    for op in OPS.values():
+        for device in ("cpu", "cuda"):
+            chosen, row = op.chosen(device, torch.float32), f"{op.name:<16}{device:<8}"
+            for backend in BACKENDS:
+                found = op.implementations.get(backend)
+                why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
+                row += f"{'*' if backend == chosen else '+' if why is None else '-':<11}"
+                if why is not None and found is None:
+                    reasons[backend] = why
+            lines.append(row)
+    lines += ["", "* chosen   + available by name   - not available"]
+    lines += [f"{backend}: {why}" for backend, why in reasons.items()]
+    table = "\n".join(lines)
+    print(table)
+    return table

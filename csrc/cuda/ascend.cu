@@ -63,15 +63,15 @@ __global__ __launch_bounds__(kThreads, 3) void ascend_kernel(const __grid_consta
 
   const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps != nullptr && *args.q_steps == 0.0f;
   const T keep = T(args.ema[0]), add = T(args.ema[1]);
-  const int lists = present(table) & (bit(kG) | bit(kQ)), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
+  const int have = present(table), lists = have & (bit(kG) | bit(kQ)), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
   for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0 && c < chunks; c -= blocks) {
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
     const T scale = ascent_scale(rho_of<T>(args, group), sq_norm, args.normalize, T(args.eps));
     const Ascent<T> ascent = make_ascent(args.hyper + group * kAscendHypers, scale, direction);
     const bool moves = scale != T(0);
-    const int reads = bit(kW) | (moves ? lists : 0) | (average ? bit(kG) | bit(kQ) : 0);
-    const int writes = bit(kStash) | (moves ? bit(kW) : 0) | (average ? bit(kQ) : 0);
+    const int reads = bit(kW) | (moves || average ? lists : 0);
+    const int writes = have & (bit(kStash) | (moves ? bit(kW) : 0) | (average ? bit(kQ) : 0));
     walk<bit(kW) | bit(kG) | bit(kQ), bit(kW) | bit(kStash) | bit(kQ), 2, T>(table, chunk, reads, writes, [&](T(&x)[kOperands]) {
       x[kStash] = x[kW];
       x[kW] = ascent.perturbed(x[kW], x[kG], x[kQ]);

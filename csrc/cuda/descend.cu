@@ -64,13 +64,14 @@ __global__ __launch_bounds__(kThreads, 3) void descend_kernel(const __grid_const
   const Factors<T> factors = shared;
 
   const bool updates = kBase != kNone && !factors.skip, keeps = args.write_q && !factors.skip, restores = table.has(kStash);
-  const int lists = ((updates ? lists_read(factors, kU) | lists_read(factors, kDirect) : 0) | (keeps ? lists_read(factors, kKept) : 0)) & present(table);
+  const int combined = (updates ? lists_read(factors, kU) | lists_read(factors, kDirect) : 0) | (keeps ? lists_read(factors, kKept) : 0);
+  const int have = present(table), lists = combined & have;
   const int chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
   T kept_sum = 0;
   for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0 && c < chunks; c -= blocks) {
     const Chunk chunk = find_chunk(table, c);
     int reads = lists | (restores ? bit(kStash) : updates ? bit(kW) : 0);
-    int writes = (restores || updates ? bit(kW) : 0) | (keeps ? bit(kQ) : 0);
+    int writes = (restores || updates ? bit(kW) : 0) | (keeps ? have & bit(kQ) : 0);
     Sgd<T> sgd{};
     bool first = false;
     if (kBase == kSgd && updates) {
@@ -78,7 +79,7 @@ __global__ __launch_bounds__(kThreads, 3) void descend_kernel(const __grid_const
       const double* hyper = args.hyper + group * kSgdHypers;
       sgd = make_sgd(hyper, args.lr != nullptr ? static_cast<const T*>(args.lr)[group] : T(hyper[kLr]));
       first = args.steps != nullptr && args.steps[chunk.tensor] == 0.0f;
-      const int state = sgd.momentum != T(0) ? bit(kState) : 0;
+      const int state = sgd.momentum != T(0) ? have & bit(kState) : 0;
       reads |= state | (args.decay_at_perturbed && sgd.weight_decay != T(0) ? bit(kW) : 0);
       writes |= state;
     }
@@ -91,8 +92,10 @@ __global__ __launch_bounds__(kThreads, 3) void descend_kernel(const __grid_const
           const T u = factors.combine(kU, x[kH], x[kG], x[kQ]), direct = factors.combine(kDirect, x[kH], x[kG], x[kQ]);
           updated = sgd.direct(sgd.update(clean, at, u, x[kState], first), direct);
         }
-      x[kQ] = factors.combine(kKept, x[kH], x[kG], x[kQ]);
-      kept_sum += x[kQ] * x[kQ];
+      if (keeps) {
+        x[kQ] = factors.combine(kKept, x[kH], x[kG], x[kQ]);
+        kept_sum += x[kQ] * x[kQ];
+      }
       x[kW] = updated;
     });
   }

@@ -20,8 +20,8 @@ SAMK_HD constexpr int gram_reads(int mask) {
 // the norm of every step and has a loop of its own, which does a sixth of the arithmetic.
 template <class T>
 __device__ __forceinline__ void put_gram_partials(const TensorTable& table, char* workspace, int mask, bool weighted, T eta) {
-  const int lists = gram_reads(mask), weights = weighted ? bit(kW) : 0;
-  const bool single = (lists & (lists - 1)) == 0;
+  const int involved = gram_reads(mask), lists = involved & present(table), weights = weighted ? bit(kW) : 0;
+  const bool single = (involved & (involved - 1)) == 0;
   TensorTable alone = table;  // the single list stands at kG
   alone.slot[kG] = lists == bit(kG) ? table.slot[kG] : lists == bit(kH) ? table.slot[kH] : table.slot[kQ];
   T sum[kGram] = {};

@@ -53,8 +53,8 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device, which need not be that of the tensors."""
 
     def run(*arguments: Any) -> Any:
-        first: Tensor = next(x[0] for x in arguments if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor))
-        with torch.cuda.device_of(first):
+        lists = (x if isinstance(x, list | tuple) else [x] for x in arguments)
+        with torch.cuda.device_of(next(x[0] for x in lists if x and isinstance(x[0], Tensor))):
             return function(*arguments)
 
     return run

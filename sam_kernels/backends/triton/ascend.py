@@ -49,7 +49,7 @@ def add_norm(
     return square, tl.fma(g, g, plain) if PLAIN else plain
 
 
-@triton.jit(do_not_specialize=["chunks"])
+@triton.jit(do_not_specialize=["chunks"], do_not_specialize_on_alignment=["numbers", "rho", "direction"])
 def norm_kernel(
     records: tl.tensor, tensor_of: tl.tensor, chunks: tl.tensor, numbers: tl.tensor, partials: tl.tensor, rho: tl.tensor,
     direction: tl.tensor, HAS_G: tl.constexpr, HAS_Q: tl.constexpr, WEIGHTED: tl.constexpr, PLAIN: tl.constexpr,
@@ -88,7 +88,7 @@ def ascend_tile(
             store(at[Q], tl.where(first, g, tl.fma(old, q, new * g)), start, size, FULL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["numbers", "rho", "direction", "sq_norm", "gram", "q_steps"])
 def ascend_kernel(
     records: tl.tensor, tensor_of: tl.tensor, numbers: tl.tensor, partials: tl.tensor, rho: tl.tensor, direction: tl.tensor,
     sq_norm: tl.tensor, gram: tl.tensor, q_steps: tl.tensor, HAS_G: tl.constexpr, HAS_Q: tl.constexpr, EMA: tl.constexpr,
@@ -120,10 +120,10 @@ def ascend_(
     q_steps: Tensor | None, rho: Tensor | None, direction_device: Tensor | None, group: list[int], hyper: list[float],
     direction: list[float], ema: list[float], eps: float, normalize: bool, given: bool,
 ) -> None:  # fmt: skip
-    found = table(group, w=params, stash=stash, g=grads, q=q)
-    if not found.chunks:
+    if not any(x.numel() for x in params):
         return reference(params, grads, stash, q, sq_norm, gram, q_steps, rho, direction_device, group, hyper, direction, ema, eps,
                          normalize, given)  # fmt: skip
+    found = table(group, w=params, stash=stash, g=grads, q=q)
     device, partials = params[0].device, None
     scalars = numbers(device, (*direction, *(ema or (0.0, 0.0)), eps, float(normalize), *hyper))
     weighted, plain = any(hyper[HYPER.index("adaptive") :: len(HYPER)]), gram is not None and bool(grads)

@@ -66,7 +66,7 @@ def descend_tile(
     return zero * zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["numbers", "gram", "sq_norm", "found_inf", "lr", "steps"])
 def descend_kernel(
     records: tl.tensor, tensor_of: tl.tensor, numbers: tl.tensor, partials: tl.tensor, gram: tl.tensor, sq_norm: tl.tensor,
     found_inf: tl.tensor, lr: tl.tensor, steps: tl.tensor, went: tl.tensor, squares: tl.tensor,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...ops.inner_products import reference
 from .formulas import adaptive_scale, is_finite
 from .table import LAUNCH, Table, numbers, table
 from .tile import CHUNK, PARTIALS, TILE, G, H, Q, W, load, locate, total
@@ -104,8 +105,8 @@ def reduce_gram(found: Table, entries: int) -> Tensor:
 
 
 def inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float) -> Tensor:
+    if not any(x.numel() for x in g or h or q):
+        return reference(g, h, q, weights, eta)
     found = table(g=g, h=h, q=q, w=weights)
-    if not found.chunks:
-        return torch.zeros(6, dtype=torch.float32, device=(g or h or q or weights)[0].device)
     partials = launch(found, bool(g), bool(h), bool(q), bool(weights), eta)
     return partials[:, : min(found.chunks, PARTIALS.value)].sum(1)

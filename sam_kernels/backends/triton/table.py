@@ -84,7 +84,7 @@ def numbers(device: torch.device, values: Sequence[float]) -> Tensor:
 
 
 def table(group: Sequence[int] | None = None, **lists: Sequence[Tensor]) -> Table:
-    """The table of parallel ``lists``, named as in OPERANDS; those that are empty are absent."""
+    """The table of parallel ``lists`` of at least one element, named as in OPERANDS; lists without tensors are absent."""
     present = {name: tensors for name, tensors in lists.items() if tensors}
     first = next(iter(present.values()))
     device, sizes = first[0].device, tuple(x.numel() for x in first)
@@ -105,6 +105,4 @@ def table(group: Sequence[int] | None = None, **lists: Sequence[Tensor]) -> Tabl
         return torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), chunks_of)
 
     chunks = sum(-(-size // CHUNK) for size in sizes)
-    if not chunks:
-        return Table(torch.empty(0), torch.empty(0), 0)
     return Table(resident(device, (addresses, sizes, rows), records), resident(device, ("chunks", sizes), tensor_of), chunks)

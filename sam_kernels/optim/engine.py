@@ -1,0 +1,202 @@
+"""From parameter groups to op calls: collect gradients into buckets, form the hyperparameter tables, launch ascend_ and descend_.
+
+Calls the implementations directly: the lists were checked when the bucket was built, and only gradients change from step to step.
+A norm runs over all buckets. With one bucket it is reduced inside the launch; with several, ``inner_products`` of each bucket are
+added up and handed to every launch.
+"""
+
+from collections.abc import Callable, Sequence
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import ascend, descend
+from ..ops.coefficients import entry_mask, needed_entries, resolve
+from ..ops.inner_products import OP as INNER_PRODUCTS
+from ..ops.lists import hyper_table
+from ..registry import Op
+from .bucket import Bucket
+from .rules import Descent
+
+Group = dict[str, Any]
+Selection = list[tuple[Bucket, list[int], list[Tensor]]]  # indices into the bucket and their gradients
+
+
+def implementation(op: Op, bucket: Bucket, backend: str | None) -> Callable[..., Any]:
+    device = bucket.device.type
+    return op.named(backend or op.chosen(device, bucket.dtype), device, bucket.dtype)
+
+
+def collect(buckets: list[Bucket]) -> Selection:
+    """The parameters that have a gradient now, with gradients in the layout of their parameters."""
+    selection: Selection = []
+    for bucket in buckets:
+        indices, grads = [], []
+        for i, p in enumerate(bucket.params):
+            if p.grad is not None:
+                indices.append(i)
+                grads.append(_checked(p, p.grad))
+        if indices:
+            selection.append((bucket, indices, grads))
+    return selection
+
+
+def _checked(p: Tensor, grad: Tensor) -> Tensor:
+    if grad.layout != torch.strided:
+        raise TypeError(f"a gradient of shape {tuple(p.shape)} has layout {grad.layout}; expected dense: construct the layer with sparse=False")
+    if type(grad) is not Tensor and hasattr(grad, "to_local"):
+        raise TypeError(f"a gradient of shape {tuple(p.shape)} is a {type(grad).__name__}; sharded gradients are not supported")
+    if grad.stride() != p.stride() and grad.numel() > 1:
+        return torch.empty_like(p).copy_(grad)
+    return grad
+
+
+def column(groups: list[Group], key: str, bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
+    """One hyperparameter of every group as host numbers, or as a device tensor where one of them lives there."""
+    values = [group[key] for group in groups]
+    if any(isinstance(x, Tensor) and (capturable or x.is_cuda) for x in values):
+        kind = {"dtype": bucket.accumulator, "device": bucket.device}
+        parts = [x.to(**kind) if isinstance(x, Tensor) else torch.full((), float(x), **kind) for x in values]
+        return [0.0] * len(values), torch.stack([x.reshape(()) for x in parts])
+    return [float(x) for x in values], None
+
+
+def ascent_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
+    rho, rho_device = column(groups, "rho", bucket, capturable)
+    columns = {
+        "rho": rho,
+        "eta": [group["eta"] for group in groups],
+        "adaptive": [bool(group["adaptive"]) for group in groups],
+        "maximize": [bool(group.get("maximize", False)) for group in groups],
+    }
+    return hyper_table(len(groups), columns, nonnegative=("rho", "eta")), rho_device
+
+
+def ascend_all(selection: Selection, groups: list[Group], direction: tuple[float, float], normalize: bool, eps: float,
+               backend: str | None, capturable: bool) -> None:  # fmt: skip
+    """Perturb every selected parameter; ``sq_norm`` and ``gram[gg]`` of every bucket then hold the global norms."""
+    tables = [ascent_table(groups, bucket, capturable) for bucket, _, _ in selection]  # all checks before any launch
+    functions = [implementation(ascend.OP, bucket, backend) for bucket, _, _ in selection]
+    given = len(selection) > 1
+    if given:
+        _sum_norms(selection, groups, direction, backend)
+    for (bucket, indices, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
+        params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
+        rows = [bucket.rows[i] for i in indices]
+        function(params, grads, stash, [], bucket.sq_norm, bucket.gram, None, rho, None, rows, hyper, list(direction), [], eps, normalize, given)
+        torch.autograd.graph.increment_version([*params, *stash])
+        bucket.perturbed = indices
+
+
+def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float, float], backend: str | None) -> None:
+    """Global |c d|^2 over the groups with rho != 0 and |g|^2 over all, written into every bucket."""
+    home, dtype = selection[0][0].device, max((b.accumulator for b, _, _ in selection), key=lambda d: torch.finfo(d).bits)
+    total = torch.zeros(2, dtype=dtype, device=home)
+    for bucket, indices, grads in selection:
+        function = implementation(INNER_PRODUCTS, bucket, backend)
+        for row, group in enumerate(groups):
+            chosen = [k for k, i in enumerate(indices) if bucket.rows[i] == row]
+            if not chosen:
+                continue
+            g = [grads[k] for k in chosen]
+            plain = function(g, [], [], [], 0.0)[0]
+            weights = [bucket.params[indices[k]] for k in chosen] if group["adaptive"] else []
+            weighted = function(g, [], [], weights, float(group["eta"]))[0] if weights else plain
+            rho = group["rho"]
+            counted = (rho != 0).to(bucket.device, bucket.accumulator).reshape(()) if isinstance(rho, Tensor) else float(rho != 0)
+            counted_norm = torch.where(torch.as_tensor(counted, device=bucket.device) != 0, weighted * direction[0] ** 2, 0.0 * torch.ones_like(weighted))
+            total += torch.stack((counted_norm, plain)).to(home, dtype)
+    for bucket, _, _ in selection:
+        bucket.sq_norm.copy_(total[:1])
+        bucket.gram[:1].copy_(total[1:])
+
+
+def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[int, int]:
+    """Masks (needed, given) of Gram entries; with several buckets the needed ones are summed here and all given."""
+    needed = needed_entries(rule.coefficients, rule.match_norm, max_norm)
+    given = needed & entry_mask(["gg"])
+    if len(selection) > 1 and needed & ~given:
+        home = selection[0][0]
+        total = torch.zeros(6, dtype=torch.float64, device=home.device)
+        for bucket, indices, grads in selection:
+            g = [x for x in bucket.pick(bucket.grads, indices)] if rule.coefficients.reads("g") else []  # type: ignore[arg-type]
+            total += implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0).to(total)
+        for bucket, _, _ in selection:
+            bucket.gram[1:].copy_(total[1:])
+        given = needed
+    return needed, given
+
+
+def sgd_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
+    lr, lr_device = column(groups, "lr", bucket, capturable)
+    columns: dict[str, Sequence[float]] = {key: [float(group[key]) for group in groups] for key in descend.HYPER["sgd"]}
+    return hyper_table(len(groups), {**columns, "lr": lr}, nonnegative=("lr", "momentum", "weight_decay")), lr_device
+
+
+def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_norm: float, state: dict[Tensor, dict[str, Any]],
+                skip_on: bool, backend: str | None, capturable: bool) -> None:  # fmt: skip
+    """Restore, combine and update in one launch per bucket. ``skip_on``: the ascent's norm decides whether the step counts."""
+    tables = [sgd_table(groups, bucket, capturable) for bucket, _, _ in selection]
+    needed, given = descent_norms(selection, rule, max_norm, backend)
+    keep_g = rule.coefficients.reads("g")
+    for (bucket, indices, grads), (hyper, lr) in zip(selection, tables, strict=True):
+        whole = len(indices) == len(bucket.params)
+        buffers = bucket.momentum(state) if any(group["momentum"] for group in groups) else None
+        steps = bucket.steps if whole else bucket.steps[torch.tensor(indices, device=bucket.device)]
+        params, stash, state_list = (bucket.pick(x, indices) for x in (bucket.params, bucket.stash, buffers))
+        g = bucket.pick(bucket.grads, indices) if keep_g else []  # type: ignore[arg-type]
+        rows = [bucket.rows[i] for i in indices]
+        implementation(descend.OP, bucket, backend)(
+            params, stash, grads, g, [], state_list, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
+            hyper, "sgd", rule.coefficients.flat(), False, rule.match_norm, max_norm, False, needed, given,
+        )  # fmt: skip
+        torch.autograd.graph.increment_version([*params, *state_list])
+        if not whole:
+            bucket.steps[torch.tensor(indices, device=bucket.device)] = steps
+
+
+def restore(bucket: Bucket, indices: list[int], backend: str | None) -> None:
+    if not indices:
+        return
+    params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
+    rows = [0] * len(indices)
+    implementation(descend.OP, bucket, backend)(
+        params, stash, [], [], [], [], None, None, None, None, None, rows, [], "none", _NO_COEFFICIENTS, False, False, inf, False, 0, 0
+    )
+    torch.autograd.graph.increment_version(params)
+
+
+_NO_COEFFICIENTS = [0.0] * 45
+
+
+def combined_gradients(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[list[list[Tensor]], Tensor | None]:
+    """For a base that is not fused: u as new tensors, and a device flag that is False where a norm is not finite."""
+    needed, given = descent_norms(selection, rule, max_norm, backend)
+    plain = needed == 0 and not rule.coefficients.reads("g") and rule.coefficients.flat()[0] == 1.0 and not any(rule.coefficients.flat()[1:5])
+    if plain:
+        return [grads for _, _, grads in selection], None
+    out, finite = [], None
+    for bucket, indices, grads in selection:
+        g = bucket.pick(bucket.grads, indices) if rule.coefficients.reads("g") else []  # type: ignore[arg-type]
+        if needed & ~given:
+            fresh = implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0)
+            bucket.gram[1:].copy_(fresh[1:])
+        used = torch.stack([bucket.gram[k] for k in range(6) if needed >> k & 1]) if needed else bucket.gram[:0]
+        here = torch.isfinite(used).all()
+        finite = here if finite is None else finite & here.to(finite.device)
+        factors = resolve(rule.coefficients.flat(), bucket.gram, rule.match_norm, max_norm)[0].to(bucket.dtype)
+        u = [x * factors[0] for x in grads]
+        out.append([a + factors[1] * b for a, b in zip(u, g, strict=True)] if g else u)
+    return out, finite
+
+
+def has_limit(max_norm: float | None) -> float:
+    """``max_norm`` as a number: None means no limit."""
+    if max_norm is None:
+        return inf
+    if not isfinite(max_norm) or max_norm <= 0:
+        raise ValueError(f"max_norm is {max_norm}; expected a number > 0, or None for no clipping")
+    return float(max_norm)
+

@@ -1,0 +1,57 @@
+"""The four choices that make a sharpness-aware optimizer, as small immutable objects. A published algorithm is a preset over them.
+
+=========  =====================================================  ===================
+rule       what it decides                                        values so far
+=========  =====================================================  ===================
+batch      what the ascent gradient is taken of                   ``WholeBatch``
+ascent     the direction; ``adaptive``, ``eta`` and ``normalize``  ``Gradient``
+           of the optimizer scale any direction
+descent    the coefficients of (h, g) in the base update          ``Plain``, ``Stable``
+schedule   which steps have a second pass                         ``EveryStep``
+=========  =====================================================  ===================
+"""
+
+from dataclasses import dataclass
+
+from ..ops import Combination
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """The ascent gradient is that of the whole batch (SAM, arXiv 2010.01412)."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The ascent direction is the gradient itself."""
+
+    direction: tuple[float, float] = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What the base update sees: ``coefficients`` of h and g, rescaled to the norm of g where ``match_norm``."""
+
+    coefficients: Combination = Combination()  # noqa: RUF009  (frozen)
+    match_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.coefficients.reads("q") or any(self.coefficients.q.values()):
+            raise ValueError("descent coefficients involve q, a vector kept across steps; this optimizer keeps none: use h and g only")
+
+
+@dataclass(frozen=True)
+class Plain(Descent):
+    """The gradient at the perturbed weights, as it is."""
+
+
+@dataclass(frozen=True)
+class Stable(Descent):
+    """The descent gradient gets the norm of the ascent gradient (Stable SAM, arXiv 2401.07250)."""
+
+    match_norm: bool = True
+
+
+@dataclass(frozen=True)
+class EveryStep:
+    """Every step has a second pass."""
