@@ -50,3 +50,10 @@ def assert_reduction(name: str, got: Tensor, want: Tensor, terms: float, magnitu
     allowed = FACTOR * max(terms, 1.0) ** 0.5 * torch.finfo(dtype).eps * magnitude
     error = abs(got.double().item() - want.item())
     assert error <= allowed, f"{name}: {got.item()} differs from {want.item()} by {error:.3e}, allowed {allowed:.3e}"
+
+
+def assert_loop(name: str, got: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
+    """A loop of some tens of fp64 steps against independent fp64 equations: roundings compound, a wrong formula errs by far more."""
+    a, b = _flat(got), _flat(truth)
+    error, allowed = (a - b).abs().max().item(), 1e-10 * b.abs().max().item()
+    assert error <= allowed, f"{name}: error {error:.3e} exceeds {allowed:.3e}"

@@ -18,21 +18,18 @@ static __global__ __launch_bounds__(kThreads) void fill_kernel(const __grid_cons
 }
 
 // The caller's device is current again when this goes out of scope.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) : device_(device), status(cudaGetDevice(&previous_)) {
-    if (status == cudaSuccess && previous_ != device) status = cudaSetDevice(device);
+struct DeviceGuard {
+  explicit DeviceGuard(int wanted) : device(wanted) {
+    status = cudaGetDevice(&previous);
+    if (status == cudaSuccess && previous != device) status = cudaSetDevice(device);
   }
   ~DeviceGuard() {
-    if (previous_ >= 0 && previous_ != device_) cudaSetDevice(previous_);
+    if (previous >= 0 && previous != device) cudaSetDevice(previous);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
- private:
-  int device_, previous_ = -1;
-
- public:
+  int device, previous = -1;
   cudaError_t status;
 };
 
