@@ -102,12 +102,12 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
     archs = cuda_archs()
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs] + [f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     nvcc = tools["nvcc"]
-    cudart = f"-L{Path(str(nvcc)).resolve().parent.parent}/lib64 -lcudart_static -lrt -ldl -lpthread"
-    links = {"cpp": f"-L{torch}/lib -ltorch_cpu", "cuda": f"-L{torch}/lib -ltorch_cpu {cudart}", "info": ""}
+    links = {"cpp": f"-L{torch}/lib -ltorch_cpu", "cuda": f"-L{torch}/lib -ltorch_cpu", "info": ""}
     lines = [
         f"rule cxx\n  command = {tools['cxx']} {CXX_FLAGS} $flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule nvcc\n  command = {nvcc} {NVCC_FLAGS} {' '.join(codes)} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {tools['cxx']} -shared -Wl,--as-needed $in $libs -o $out",
+        f"rule nvlink\n  command = {nvcc} -shared -cudart static $in $libs -o $out",  # knows where its own runtime is
     ]
     for name in (n for n, what in plan.items() if what == "build"):
         target, patterns = LIBRARIES[name]
@@ -118,7 +118,7 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
             objects.append(str(build / name / f"{relative.stem}.o"))
             rule = "nvcc" if source.suffix == ".cu" else "cxx"
             lines.append(f"build {objects[-1]}: {rule} {relative}\n  flags = {flags}")
-        lines.append(f"build {build / target}: link {' '.join(objects)}\n  libs = {links[name]}")
+        lines.append(f"build {build / target}: {'nvlink' if name == 'cuda' else 'link'} {' '.join(objects)}\n  libs = {links[name]}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,13 +1,16 @@
 """What the benchmark JSON says about the machine, beside what pytest-benchmark records itself."""
 
-import os
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
-import triton
+
+
+def package_version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["torch"] = torch.__version__
-    machine_info["triton"] = triton.__version__
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["cores"] = os.cpu_count()
+    machine_info.update(torch=torch.__version__, triton=package_version("triton"), threads=torch.get_num_threads())

@@ -43,6 +43,7 @@ class Op:
 
     def named(self, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
         """The implementation of ``backend``, or the error that says why not."""
+        check_name(backend)
         found = self.implementations.get(backend)
         why = self.missing.get(backend, "not built") if found is None else found.refuses(device, dtype)
         if why is None and found is not None:
@@ -56,6 +57,11 @@ class Op:
             if found is not None and found.refuses(device, dtype) is None:
                 return backend
         return "reference"
+
+
+def check_name(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
 
 
 def _first_tensor(arguments: Any) -> Tensor | None:
@@ -102,8 +108,8 @@ def implement(name: str, backend: str, devices: Sequence[str], dtypes: Sequence[
 
 def call(op: Op, backend: str | None, *arguments: Any) -> Any:
     """Run ``op`` through the torch dispatcher, on ``backend`` where it is given."""
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
+    if backend is not None:
+        check_name(backend)
     return getattr(torch.ops.sam_kernels, op.name)(*arguments, backend or "")
 
 

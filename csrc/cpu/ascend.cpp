@@ -55,7 +55,7 @@ SAMK_INLINE void perturb_chunk(const Slices<T>& x, const Ascent<T>& ascent) {
 
 template <class T>
 SAMK_INLINE void average_chunk(T* __restrict q, const T* __restrict g, int64_t n, T keep, T add, bool first) {
-  for (int64_t i = 0; i < n; ++i) q[i] = first ? g[i] : fused(add, g[i], keep * q[i]);
+  for (int64_t i = 0; i < n; ++i) q[i] = moving_average(q[i], g[i], keep, add, first);
 }
 
 #define SAMK_ASCEND_CLONES(T)                                                                                                   \
@@ -74,10 +74,7 @@ void ascend(const AscendArgs& args, ParallelFor parallel_for) {
   const auto hyper = [&](int32_t group) { return args.hyper + group * kAscendHypers; };
   const auto rho = [&](int32_t group) { return args.rho ? static_cast<const T*>(args.rho)[group] : T(hyper(group)[kRho]); };
   const auto slices = [&](const Chunk& c) {
-    const auto at = [&](Operand operand) {
-      T* data = table.data<T>(operand, c.tensor);
-      return data ? data + c.begin : nullptr;
-    };
+    const auto at = [&](Operand operand) { return chunk_data<T>(table, c, operand); };
     return Slices<T>{at(kW), at(kStash), at(kQ), at(kG), c.end - c.begin};
   };
 

@@ -48,6 +48,13 @@ void reduce_chunks(const TensorTable& table, ParallelFor parallel_for, double (&
   for (size_t i = 0; i < partial.size(); ++i) total[i % kSums] += partial[i];
 }
 
+// Where this chunk of an operand begins, or null.
+template <class T>
+SAMK_INLINE T* chunk_data(const TensorTable& table, const Chunk& chunk, Operand operand) {
+  T* data = table.data<T>(operand, chunk.tensor);
+  return data ? data + chunk.begin : nullptr;
+}
+
 // An absent operand reads as `fallback`, so that loops need no null checks; its factor is zero and the formulas skip it.
 template <class T>
 SAMK_INLINE const T* or_else(const T* data, const T* fallback) {

@@ -98,11 +98,6 @@ SAMK_INLINE double keep_chunk(const Slices<T>& chunk, const Factors<T>& factors)
 SAMK_DESCEND_CLONES(float)
 SAMK_DESCEND_CLONES(double)
 
-template <class T>
-void restore(const Slices<T>& x) {
-  if (x.stash) std::memcpy(x.w, x.stash, size_t(x.n) * sizeof(T));
-}
-
 // Reduces the Gram entries that are missing, then multiplies out the coefficients.
 template <class T>
 Factors<T> factors_of(const DescendArgs& args, ParallelFor parallel_for) {
@@ -127,14 +122,11 @@ void descend(const DescendArgs& args, ParallelFor parallel_for) {
   const Factors<T> factors = factors_of<T>(args, parallel_for);
   double kept_norm[1] = {};
   reduce_chunks(table, parallel_for, kept_norm, [&](const Chunk& c, double* row) {
-    const auto at = [&](Operand operand) {
-      T* data = table.data<T>(operand, c.tensor);
-      return data ? data + c.begin : nullptr;
-    };
+    const auto at = [&](Operand operand) { return chunk_data<T>(table, c, operand); };
     const Slices<T> x{at(kW), at(kQ), at(kState), at(kStash), at(kH), at(kG), c.end - c.begin};
-    if (args.base == kNone || factors.skip)
-      restore(x);
-    else {
+    if (args.base == kNone || factors.skip) {
+      if (x.stash) std::memcpy(x.w, x.stash, size_t(x.n) * sizeof(T));
+    } else {
       const int32_t group = table.group[c.tensor];
       const double* hyper = args.hyper + group * kSgdHypers;
       const T lr = args.lr ? static_cast<const T*>(args.lr)[group] : T(hyper[kLr]);

@@ -58,10 +58,7 @@ SAMK_CLONES void gram_chunk_of(const Operands<double>& x, double eta, int64_t n,
 template <class T>
 void reduce_gram(const TensorTable& table, int lists, bool weighted, T eta, ParallelFor parallel_for, double (&total)[kGram]) {
   reduce_chunks(table, parallel_for, total, [&](const Chunk& chunk, double* row) {
-    const auto at = [&](bool present, Operand operand) {
-      const T* data = present ? table.data<const T>(operand, chunk.tensor) : nullptr;
-      return data ? data + chunk.begin : nullptr;
-    };
+    const auto at = [&](bool present, Operand operand) { return present ? chunk_data<const T>(table, chunk, operand) : nullptr; };
     gram_chunk_of({at(lists & 1, kG), at(lists & 2, kH), at(lists & 4, kQ), at(weighted, kW)}, eta, chunk.end - chunk.begin, row);
   });
 }

@@ -18,7 +18,7 @@ _NATIVE = torch.library.Library("sam_kernels_native", "DEF")
 _TAIL = ", Tensor(z!) workspace, int device, int stream) -> ()"
 _FLOATS = {"cpp": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 _DEVICE = {"cpp": "cpu", "cuda": "cuda"}
-_WORKSPACES: dict[tuple[int, int], Tensor] = {}
+_WORKSPACES: dict[tuple[int, int], list[Tensor]] = {}
 _NO_WORKSPACE = torch.empty(0, dtype=torch.uint8)
 
 
@@ -83,9 +83,15 @@ def _tail(like: Tensor, tensors: int) -> tuple[Tensor, int, int]:
 
 
 def _workspace(device: int, stream: int, tensors: int) -> Tensor:
-    """Zeroed once and kept per device and stream: kernels leave their tickets at zero. C++ refuses one that is too small."""
+    """Zeroed once and kept per device and stream: kernels leave their counters at zero. C++ refuses one that is too small.
+
+    Nothing is ever freed, since a captured graph may still point to an older workspace; and none is made during capture, where it
+    would live in the graph's memory and be zeroed only by a replay.
+    """
     needed = (1 << 19) + 256 * tensors
-    found = _WORKSPACES.get((device, stream))
-    if found is None or found.numel() < needed:
-        found = _WORKSPACES[device, stream] = torch.zeros(2 * needed, dtype=torch.uint8, device=f"cuda:{device}")
-    return found
+    kept = _WORKSPACES.setdefault((device, stream), [])
+    if not kept or kept[-1].numel() < needed:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("the first step on this stream is inside a graph capture; run one step on it before capturing")
+        kept.append(torch.zeros(2 * needed, dtype=torch.uint8, device=f"cuda:{device}"))
+    return kept[-1]

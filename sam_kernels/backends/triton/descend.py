@@ -78,11 +78,11 @@ def descend_kernel(
     go = go if found_inf is None else go & (tl.load(found_inf) == 0)
     if tl.program_id(0) == 0:
         tl.store(went, tl.where(go, 1.0, 0.0))
-    basis = basis_of(entries)
+    basis = basis_of(entries) if NEEDED else entries
     u = factors_of(numbers + COEFFICIENTS, 0, basis, NEEDED != 0)
     u = rescale(u, entries, tl.load(numbers + MATCH_NORM) != 0, tl.load(numbers + MAX_NORM)) if NEEDED else u
-    direct = factors_of(numbers + COEFFICIENTS, 1, basis, NEEDED != 0)
-    kept = factors_of(numbers + COEFFICIENTS, 2, basis, NEEDED != 0)
+    direct = factors_of(numbers + COEFFICIENTS, 1, basis, NEEDED != 0) if SGD else u
+    kept = factors_of(numbers + COEFFICIENTS, 2, basis, NEEDED != 0) if WRITE_Q else u
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
     tensor, group, at, size, full = locate(records, tensor_of, chunk)
     hyper = sgd_hyper(numbers, lr, group) if SGD else u

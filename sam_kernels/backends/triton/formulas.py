@@ -76,21 +76,18 @@ def factors_of(coefficients: tl.tensor, output: tl.constexpr, basis, HAS_GRAM: t
 
 
 @triton.jit
-def square_term(a: tl.tensor, b: tl.tensor, entry: tl.tensor):
-    return tl.where(a * b != 0, a * b * entry, 0.0)
-
-
-@triton.jit
 def rescale(u, gram, match_norm: tl.tensor, max_norm: tl.tensor):
-    """u scaled to the norm of g where asked, and to at most max_norm."""
+    """u scaled to the norm of g where asked, and to at most max_norm; entries of products that are 0 may be anything."""
     gg, gh, hh, gq, hq, qq = gram
-    square = square_term(u[0], u[0], hh) + square_term(u[0], u[1], gh) + square_term(u[0], u[2], hq)
-    square += square_term(u[1], u[0], gh)
-    square += square_term(u[1], u[1], gg)
-    square += square_term(u[1], u[2], gq)
-    square += square_term(u[2], u[0], hq)
-    square += square_term(u[2], u[1], gq)
-    square += square_term(u[2], u[2], qq)
+    square = tl.where(u[0] * u[0] != 0, u[0] * u[0] * hh, 0.0)
+    square += tl.where(u[0] * u[1] != 0, u[0] * u[1] * gh, 0.0)
+    square += tl.where(u[0] * u[2] != 0, u[0] * u[2] * hq, 0.0)
+    square += tl.where(u[1] * u[0] != 0, u[1] * u[0] * gh, 0.0)
+    square += tl.where(u[1] * u[1] != 0, u[1] * u[1] * gg, 0.0)
+    square += tl.where(u[1] * u[2] != 0, u[1] * u[2] * gq, 0.0)
+    square += tl.where(u[2] * u[0] != 0, u[2] * u[0] * hq, 0.0)
+    square += tl.where(u[2] * u[1] != 0, u[2] * u[1] * gq, 0.0)
+    square += tl.where(u[2] * u[2] != 0, u[2] * u[2] * qq, 0.0)
     norm = tl.sqrt_rn(tl.maximum(square, 0.0))
     scale = tl.where(match_norm, ratio(tl.sqrt_rn(gg), norm), 1.0)
     clip = tl.div_rn(max_norm, scale * norm + 1e-6)
