@@ -111,7 +111,9 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
     ]
     for name in (n for n, what in plan.items() if what == "build"):
         target, patterns = LIBRARIES[name]
-        flags = python if name == "info" else f"{includes} -DTORCH_TARGET_VERSION={TORCH_TARGET}" + (" -DUSE_CUDA" if name == "cuda" else "")
+        flags = (
+            python if name == "info" else f"{includes} -DTORCH_TARGET_VERSION={TORCH_TARGET}" + (" -DUSE_CUDA" if name == "cuda" else "")
+        )
         objects = []
         for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
             relative = source.relative_to(ROOT)

@@ -20,8 +20,8 @@ from timing import Rounds, Times, ratios, spread
 from workloads import BYTES_PER_PARAMETER, WORKLOADS, elements
 
 OURS = ours("cpp")
-SECONDS, LEAST, MOST, WARMUP = 10.0, 15, 300, 3  # per cell: time to spend in rounds, and how many rounds at least and at most
-CALIBRATION = 4
+SECONDS, LEAST, MOST, WARMUP = 8.0, 12, 300, 3  # per cell: time to spend in rounds, and how many rounds at least and at most
+CALIBRATION = 3  # rounds that choose between the variants of a provider
 
 
 def entry(provider: Provider, workload: str, method: str, variant: dict) -> tuple[Step, Callable[[], Times]]:
@@ -58,7 +58,7 @@ def fastest(provider: Provider, workload: str, method: str) -> dict:
     if len(provider.variants) == 1:
         return provider.variants[0]
     rounds = Rounds({str(k): entry(provider, workload, method, v)[1] for k, v in enumerate(provider.variants)})
-    rounds.run(CALIBRATION, discard=WARMUP)
+    rounds.run(CALIBRATION, discard=2)
     return provider.variants[min(range(len(provider.variants)), key=lambda k: min(rounds.totals(str(k))))]
 
 

@@ -102,7 +102,7 @@ def fastest(provider: Provider, workload: str, method: str) -> dict[str, Any]:
 def launches(step: Step, timed: Callable[[], Times]) -> int:
     """Kernels, copies and fills on the device in one step; ``timed`` has set gradients."""
     timed()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step.first()
         step.second()
         torch.cuda.synchronize()

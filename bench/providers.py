@@ -11,7 +11,7 @@ variants; the benchmark times them all for a moment and keeps the fastest on the
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +41,6 @@ class Step:
 
     def second(self) -> None:
         raise NotImplementedError
-
-    def step(self, g: Sequence[Tensor], h: Sequence[Tensor]) -> None:
-        self.load(g)
-        self.first()
-        self.load(h)
-        self.second()
 
     def momentum(self) -> list[Tensor]:
         return [self.optimizer.state[p]["momentum_buffer"] for p in self.params]
@@ -177,7 +171,6 @@ class Provider:
     variants: tuple[dict[str, Any], ...] = ({},)
     methods: tuple[str, ...] = METHODS
     package: str = "torch"
-    tolerated: ClassVar[float] = 4.0  # times the plain error that the project's own rule is given, see match.py
 
     @property
     def is_ours(self) -> bool:

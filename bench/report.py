@@ -28,6 +28,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Cell]]:
         "device": machine["cpu"].get("brand_raw", machine["processor"]),
         "cores": machine["cpu"].get("count"),
         "threads": machine["threads"],
+        "load": machine["load"],
         "torch": machine["torch"],
         "triton": machine["triton"],
         "date": data["datetime"][:10],
@@ -78,14 +79,17 @@ def caption(where: dict[str, Any], cells: list[Cell]) -> str:
         f"{c['workload']} {METHOD_NAMES[c['method']]} {number(p['first_ms']['median'])} + {number(p['second_ms']['median'])} ms"
         for c, p in ours
     ]
-    rounds = sorted({c["rounds"] for c in cells if "rounds" in c})
-    cores = "" if where.get("cores") is None else f", {where['cores']} cores, {where['threads']} threads"
+    counts = [c["rounds"] for c in cells]
+    rounds = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    device = "On the device: by events behind a spinning kernel; ms per step: each phase waited for; host: ms until enqueued. "
+    cores = "" if "load" not in where else f", {where['cores']} cores, {where['threads']} threads, load at the start {where['load']:.1f}"
     return (
         f"{where['device']}{cores}; torch {where['torch']}, Triton {where['triton']}; {where['date']}, commit {where['commit']}. "
-        f"Medians (20th to 80th percentile) over {rounds[0]} to {rounds[-1]} interleaved rounds, after a match with the fp64 reference; "
+        f"Medians (20th to 80th percentile) over {rounds} interleaved rounds, after a match with the fp64 reference; "
         "base SGD with momentum and weight decay; forward and backward are not part of a step. "
         "GB/s counts the 40 bytes per parameter that a step has to move (44 for ASAM and Stable SAM), whoever takes it; "
-        "of copy: that rate over a torch copy of as many bytes in the same rounds. MB held: beyond weights and gradients, momentum included. "
+        "of copy: that rate over a torch copy of as many bytes in the same rounds. MB held: beyond weights and gradients. "
+        f"{device if any('device_ms' in p for _, p in ours) else ''}"
         f"First and second phase of ours: {'; '.join(phases)}."
     )
 
@@ -129,7 +133,7 @@ def plot(cells: list[Cell], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("ms per optimizer step")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[k % len(COLOURS)]) for k in range(len(names))]
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize=8)
+    figure.legend(handles, names, loc="outside upper center", ncols=2 * len(workloads), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
     plt.close(figure)

@@ -6,6 +6,7 @@ The counts are those of torchvision's ResNet-18, ResNet-50 and ViT-B/16 with the
 import math
 import random
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -81,7 +82,14 @@ def _checked(name: str) -> list[Shape]:
 WORKLOADS = {name: _checked(name) for name in _MODELS}
 
 
+def _normal(workload: str, seed: int, device: str) -> list[torch.Tensor]:
+    generator = torch.Generator(device).manual_seed(seed)
+    return [torch.randn(shape, generator=generator, device=device) for shape in WORKLOADS[workload]]
+
+
+_kept = lru_cache(maxsize=8)(_normal)  # CPU generators are slow
+
+
 def tensors(workload: str, seed: int, scale: float, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """Separately allocated normal tensors; the same values for every dtype on one device."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return [(scale * torch.randn(shape, generator=generator, device=device)).to(dtype) for shape in WORKLOADS[workload]]
+    return [(scale * x).to(dtype) for x in (_kept if device == "cpu" else _normal)(workload, seed, device)]

@@ -81,7 +81,7 @@ def declare(name: str, schema: str, reference: Callable[..., Any], fake: Callabl
     """
     op = OPS[name] = Op(name, schema)
     op.implementations["reference"] = Implementation(reference, ("cpu", "cuda", "xpu", "mps"), None)
-    LIBRARY.define(name + schema.replace(") ->", ', str backend) ->'))
+    LIBRARY.define(name + schema.replace(") ->", ", str backend) ->"))
 
     def kernel(*arguments: Any) -> Any:
         *arguments, backend = arguments

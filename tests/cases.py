@@ -133,6 +133,7 @@ ASCEND: dict[str, Callable[[Lists], Kwargs]] = {
     "device_rho": lambda x: _ascend(x, group=_groups(x), rho=torch.tensor([0.1, 0.0, 0.3]), eta=[0.0] * 3),
     "friendly_first": lambda x: _friendly(x, 0.0),
     "friendly": lambda x: _friendly(x, 3.0),
+    "ema_alone": lambda x: _ascend(x, q=x.make("q", fill=NAN), ema=(0.6, 0.4), q_steps=torch.zeros(1)),
     "momentum": lambda x: _ascend(x, grads=None, q=x.make("q"), direction=(0.0, -1.0)),
     "device_direction": lambda x: _ascend(x, q=x.make("q"), direction=torch.tensor([0.7, -0.2]), normalize=False),
     "adaptive_direction": lambda x: _ascend(x, q=x.make("q"), direction=(0.5, 0.25), adaptive=True),

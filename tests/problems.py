@@ -49,7 +49,9 @@ DEFAULTS = {"lr": 0.1, "rho": 0.05, "adaptive": False, "eta": 0.0, "momentum": 0
             "nesterov": False, "maximize": False}  # fmt: skip
 
 
-def plain_loop(net: nn.Module, options: Groups, steps: int, stable: bool = False, normalize: bool = True, max_norm: float | None = None) -> None:
+def plain_loop(
+    net: nn.Module, options: Groups, steps: int, stable: bool = False, normalize: bool = True, max_norm: float | None = None
+) -> None:
     """SAM, ASAM and Stable SAM with SGD straight from their equations, per tensor, on ``net`` in place."""
     params = list(net.parameters())
     option = [{**DEFAULTS, **options[i % len(options)]} for i in range(len(params))]

@@ -138,6 +138,8 @@ def test_the_optimizer_refuses(name: str) -> None:
 
 def test_backend_by_name_never_falls_back() -> None:
     half = [torch.zeros(3, dtype=torch.bfloat16)]
-    with pytest.raises(RuntimeError, match=r"backend 'cpp' cannot run inner_products: supports torch.float32, torch.float64, not torch.bfloat16"):
+    with pytest.raises(
+        RuntimeError, match=r"backend 'cpp' cannot run inner_products: supports torch.float32, torch.float64, not torch.bfloat16"
+    ):
         inner_products(half, backend="cpp")
     assert inner_products(half).tolist() == [0.0] * 6, "without a name the reference serves what no other backend can"

@@ -74,7 +74,12 @@ def test_value(case: Case, place: tuple[str, str]) -> None:
             assert torch.equal(out, out_again) or out.isnan().any(), "two runs differ"
         for name, value in got.items():
             for x, y, z in zip(tensors(value), tensors(before[name]), tensors(again[name]), strict=True):
-                assert name in SCALARS or x.dim() == 0 or name in ("rho", "lr", "direction", "steps", "q_steps", "found_inf") or bands_intact(x), f"{name}: written out of bounds"
+                assert (
+                    name in SCALARS
+                    or x.dim() == 0
+                    or name in ("rho", "lr", "direction", "steps", "q_steps", "found_inf")
+                    or bands_intact(x)
+                ), f"{name}: written out of bounds"
                 assert torch.equal(x.nan_to_num(7.0), z.nan_to_num(7.0)), f"{name}: two runs differ"
                 if name not in case.written:
                     assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), f"{name}: changed, but it is not an output"

@@ -70,7 +70,9 @@ def test_many_steps_against_the_equations(setting: str, place: tuple[str, str]) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, MOMENTUM, {**MOMENTUM, "nesterov": True}, {**MOMENTUM, "dampening": 0.3}, {**MOMENTUM, "maximize": True}])
+@pytest.mark.parametrize(
+    "options", [{}, MOMENTUM, {**MOMENTUM, "nesterov": True}, {**MOMENTUM, "dampening": 0.3}, {**MOMENTUM, "maximize": True}]
+)
 def test_rho_zero_is_torch_sgd_bit_for_bit(options: dict[str, Any], dtype: torch.dtype) -> None:
     ours, theirs = model(dtype=dtype), model(dtype=dtype)
     options = {"lr": 0.01, **options}
@@ -398,7 +400,9 @@ def test_strided_parameters_and_gradients(place: tuple[str, str]) -> None:
 
 
 def test_batchnorm_counts_one_pass() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True), nn.Flatten(), nn.Linear(32, 3)).double()
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True), nn.Flatten(), nn.Linear(32, 3)
+    ).double()
     once = copy.deepcopy(net)
     opt = SAM(net.parameters(), "sgd", lr=0.1, model=net)
     opt.step(closure_of(net, 0))
@@ -420,7 +424,10 @@ def test_batchnorm_counts_one_pass() -> None:
 
 def test_compat_keeps_the_closure_rule() -> None:
     ours, theirs = model(), model()
-    opt, full = compat.SAM(ours.parameters(), torch.optim.SGD, rho=0.1, **MOMENTUM), SAM(theirs.parameters(), torch.optim.SGD, rho=0.1, **MOMENTUM)
+    opt, full = (
+        compat.SAM(ours.parameters(), torch.optim.SGD, rho=0.1, **MOMENTUM),
+        SAM(theirs.parameters(), torch.optim.SGD, rho=0.1, **MOMENTUM),
+    )
     calls = []
     for step in range(3):
         closure_of(ours, step)()

@@ -52,7 +52,7 @@ struct Ascent {
   T scale, eta, direction[2];  // direction: factors of g and q, sign of `maximize` included
   bool adaptive;
 
-  // c(w) d
+  // c(w) d; kernels hand in something finite for a list whose factor is 0
   SAMK_HD T weighted(T w, T g, T q) const {
     const T d = fused(direction[1], q, direction[0] * g);
     return adaptive ? adaptive_scale(w, eta) * d : d;

@@ -20,8 +20,8 @@ enum Sum : int { kDirection, kGradient, kAscendSums };
 template <class T>
 SAMK_INLINE void norm_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool counted, double* row) {
   Lanes<T, kAscendSums> lanes;
-  const T *w = x.w, *g = or_else(x.g, static_cast<const T*>(x.w)), *q = or_else(static_cast<const T*>(x.q), g);
-  if (ascent.adaptive || x.q)
+  const T *w = x.w, *g = or_else(x.g, static_cast<const T*>(x.w)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
+  if (ascent.adaptive || ascent.direction[1] != T(0))
     lanes.add(x.n, [=](int64_t i, T* out) __attribute__((always_inline)) {
       const T cd = ascent.weighted(w[i], g[i], q[i]);
       out[kDirection] = cd * cd;
@@ -41,7 +41,7 @@ SAMK_INLINE void norm_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool co
 template <class T>
 SAMK_INLINE void perturb_chunk(const Slices<T>& x, const Ascent<T>& ascent) {
   T *__restrict w = x.w, *__restrict stash = x.stash;
-  const T *g = or_else(x.g, static_cast<const T*>(x.q)), *q = or_else(static_cast<const T*>(x.q), g);
+  const T *g = or_else(x.g, static_cast<const T*>(x.q)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
   const Ascent<T> a = ascent;
   if (a.scale == T(0))
     for (int64_t i = 0; i < x.n; ++i) stash[i] = w[i];

@@ -22,11 +22,17 @@ __device__ __forceinline__ T rho_of(const AscendArgs& args, int group) {
   return args.rho != nullptr ? static_cast<const T*>(args.rho)[group] : T(args.hyper[group * kAscendHypers + kRho]);
 }
 
+// The lists that the direction depends on; one whose factor is 0 is not read, and counts as 0.
+template <class T>
+__device__ __forceinline__ int directed(const T (&direction)[2]) {
+  return (direction[0] != T(0) ? bit(kG) : 0) | (direction[1] != T(0) ? bit(kQ) : 0);
+}
+
 template <class T>
 __device__ __forceinline__ T reduce_norm(const AscendArgs& args, const T (&direction)[2], char* workspace) {
   const TensorTable& table = args.table;
   const bool wants_gram = args.gram != nullptr && table.has(kG);
-  const int lists = present(table) & (bit(kG) | bit(kQ));
+  const int lists = present(table) & (directed(direction) | (wants_gram ? bit(kG) : 0));
   T direction_sum = 0, gradient_sum = 0;
   for (int c = blockIdx.x; c < table.chunks(); c += gridDim.x) {
     const Chunk chunk = find_chunk(table, c);
@@ -63,14 +69,15 @@ __global__ __launch_bounds__(kThreads, 3) void ascend_kernel(const __grid_consta
 
   const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps != nullptr && *args.q_steps == 0.0f;
   const T keep = T(args.ema[0]), add = T(args.ema[1]);
-  const int have = present(table), lists = have & (bit(kG) | bit(kQ)), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
+  const int have = present(table), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
+  const int averaged = average ? bit(kG) | (first ? 0 : bit(kQ)) : 0;
   for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0 && c < chunks; c -= blocks) {
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
     const T scale = ascent_scale(rho_of<T>(args, group), sq_norm, args.normalize, T(args.eps));
     const Ascent<T> ascent = make_ascent(args.hyper + group * kAscendHypers, scale, direction);
     const bool moves = scale != T(0);
-    const int reads = bit(kW) | (moves || average ? lists : 0);
+    const int reads = have & (bit(kW) | averaged | (moves ? directed(direction) : 0));
     const int writes = have & (bit(kStash) | (moves ? bit(kW) : 0) | (average ? bit(kQ) : 0));
     walk<bit(kW) | bit(kG) | bit(kQ), bit(kW) | bit(kStash) | bit(kQ), 2, T>(table, chunk, reads, writes, [&](T(&x)[kOperands]) {
       x[kStash] = x[kW];

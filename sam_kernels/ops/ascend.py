@@ -40,8 +40,9 @@ def reference(
 
     def parts(t: int) -> tuple[Tensor, Tensor | float]:
         _, eta, adaptive, maximize = hyper[len(HYPER) * group[t] : len(HYPER) * (group[t] + 1)]
-        d = alpha * grads[t].to(dtype) if grads else torch.zeros_like(params[t], dtype=dtype)
-        d = d + beta * q[t].to(dtype) if q else d
+        d = torch.zeros_like(params[t], dtype=dtype)
+        for factor, x in ((alpha, grads), (beta, q)):  # a list whose factor is 0 is not looked at
+            d = torch.where(factor != 0, d + factor * x[t].to(dtype), d) if x else d
         return -d if maximize else d, params[t].to(dtype).abs() + eta if adaptive else 1.0
 
     if not given:
@@ -74,26 +75,12 @@ OP = declare("ascend_", SCHEMA, reference)
 
 
 def ascend_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor] | None,
-    stash: Sequence[Tensor],
-    *,
-    rho: PerGroup | Tensor,
-    q: Sequence[Tensor] | None = None,
-    direction: tuple[float, float] | Tensor = (1.0, 0.0),
-    ema: tuple[float, float] | None = None,
-    q_steps: Tensor | None = None,
-    adaptive: bool | Sequence[bool] = False,
-    eta: PerGroup = 0.0,
-    maximize: bool | Sequence[bool] = False,
-    normalize: bool = True,
-    eps: float = 1e-12,
-    group: Sequence[int] | None = None,
-    sq_norm: Tensor | None = None,
-    given: bool = False,
-    gram: Tensor | None = None,
-    backend: str | None = None,
-) -> Tensor:
+    params: Sequence[Tensor], grads: Sequence[Tensor] | None, stash: Sequence[Tensor], *, rho: PerGroup | Tensor,
+    q: Sequence[Tensor] | None = None, direction: tuple[float, float] | Tensor = (1.0, 0.0), ema: tuple[float, float] | None = None,
+    q_steps: Tensor | None = None, adaptive: bool | Sequence[bool] = False, eta: PerGroup = 0.0,
+    maximize: bool | Sequence[bool] = False, normalize: bool = True, eps: float = 1e-12, group: Sequence[int] | None = None,
+    sq_norm: Tensor | None = None, given: bool = False, gram: Tensor | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """Perturb ``params`` along the gradient and keep the clean weights in ``stash`` (SAM, arXiv 2010.01412; ASAM, 2102.11600).
 
     Args:

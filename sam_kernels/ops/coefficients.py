@@ -56,8 +56,11 @@ class Combination:
 
     def reads(self, key: str) -> bool:
         """Whether any output depends on the input ``key``."""
-        rows = (self.u, self.direct, self.q)
-        return any(key in row and any(_vector(row[key])) for row in rows)
+        return any(any(_vector(row.get(key, 0.0))) for row in (self.u, self.direct, self.q))
+
+    def writes_q(self) -> bool:
+        """Whether q is an output."""
+        return any(any(_vector(value)) for value in self.q.values())
 
 
 PLAIN = Combination()
@@ -85,6 +88,24 @@ def needed_entries(combination: Combination, match_norm: bool, max_norm: float) 
         used = [key for key in INPUTS if key in combination.u and any(_vector(combination.u[key]))]
         names |= {name for name in GRAM if name[0] in used and name[1] in used}
     return entry_mask(sorted(names))
+
+
+def check_sources(
+    combination: Combination, lists: Mapping[str, Sequence[Tensor] | None], match_norm: bool, max_norm: float,
+    given: Sequence[str], gram: Tensor | None, idle: bool,
+) -> tuple[int, int]:  # fmt: skip
+    """Masks (needed, given) of Gram entries, once everything that they and the combination read is there. ``idle``: a pure restore."""
+    needed, known = 0 if idle else needed_entries(combination, match_norm, max_norm), entry_mask(given)
+    if known and gram is None:
+        raise ValueError(f"given names {tuple(given)} but gram is None; pass the [6] tensor that holds them")
+    for key in INPUTS:
+        if lists[key] is not None:
+            continue
+        if not idle and (combination.reads(key) or (key == "q" and combination.writes_q())):
+            raise ValueError(f"coefficients involve {key}, which is None; pass the list")
+        if needed & ~known & entry_mask([name for name in GRAM if key in name]):
+            raise ValueError(f"the norms need {key}, which is None; pass the list, or the entries in gram with given=")
+    return needed, known
 
 
 def resolve(flat: Sequence[float], gram: Tensor, match_norm: bool, max_norm: float) -> Tensor:

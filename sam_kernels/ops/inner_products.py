@@ -96,8 +96,6 @@ def inner_products(
     return call(OP, backend, *lists, float(eta))
 
 
-def sq_norm(
-    g: Sequence[Tensor], *, weights: Sequence[Tensor] | None = None, eta: float = 0.0, backend: str | None = None
-) -> Tensor:
+def sq_norm(g: Sequence[Tensor], *, weights: Sequence[Tensor] | None = None, eta: float = 0.0, backend: str | None = None) -> Tensor:
     """Squared L2 norm of a list of tensors taken as one vector: ``inner_products(g)[0]``, a 0-dimensional tensor."""
     return inner_products(g, weights=weights, eta=eta, backend=backend)[0]

@@ -50,7 +50,9 @@ def _check_tensor(name: str, x: object) -> None:
     if not x.is_floating_point():
         raise TypeError(f"{name} is {x.dtype}; expected a floating-point tensor")
     if not is_dense(x):
-        raise ValueError(f"{name} has strides {x.stride()} for shape {tuple(x.shape)}; expected non-overlapping and dense: use .contiguous()")
+        raise ValueError(
+            f"{name} has strides {x.stride()} for shape {tuple(x.shape)}; expected non-overlapping and dense: use .contiguous()"
+        )
 
 
 def is_dense(x: Tensor) -> bool:
@@ -72,13 +74,17 @@ def check_aliasing(written: Mapping[str, Iterable[Tensor] | None], read: Mapping
         for name, tensors in lists.items():
             for i, x in enumerate(tensors or ()):
                 if x.numel():
-                    spans.append((x.device.index or 0, x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), is_written, f"{name}[{i}]"))
+                    spans.append(
+                        (x.device.index or 0, x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), is_written, f"{name}[{i}]")
+                    )
     spans.sort(key=lambda span: span[:3])
     end: dict[bool, tuple[int, int, str]] = {}  # furthest end so far, of written and of read spans
     for device, begin, stop, is_written, name in spans:
         for kind, (on, furthest, other) in end.items():
             if (kind or is_written) and on == device and begin < furthest:
-                raise ValueError(f"{other} and {name} share memory; tensors that the call writes must not alias any other: clone one of them")
+                raise ValueError(
+                    f"{other} and {name} share memory; tensors that the call writes must not alias any other: clone one of them"
+                )
         if is_written not in end or end[is_written][0] != device or stop > end[is_written][1]:
             end[is_written] = (device, stop, name)
 
@@ -107,7 +113,9 @@ def check_group(group: Sequence[int] | None, tensors: int, hyper: Mapping[str, o
     if rows and min(rows) < 0:
         raise ValueError(f"group holds {min(rows)}; expected indices >= 0")
     if group is None and groups > 1:
-        raise ValueError(f"{max(lengths, key=lambda k: lengths[k])} has {groups} entries but group is not given; pass the group of every tensor")
+        raise ValueError(
+            f"{max(lengths, key=lambda k: lengths[k])} has {groups} entries but group is not given; pass the group of every tensor"
+        )
     for name, length in lengths.items():
         if length != groups:
             raise ValueError(f"{name} has {length} entries for {groups} groups; expected one number, or one per group")

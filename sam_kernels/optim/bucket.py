@@ -61,6 +61,14 @@ class Bucket:
             else:
                 state.pop(p, None)
 
+    def kept(self, indices: list[int]) -> list[Tensor]:
+        """The first gradients of these parameters; one that had none then counts as zero."""
+        return [torch.zeros_like(self.params[i]) if (g := self.grads[i]) is None else g for i in indices]
+
+    def finish(self) -> None:
+        """The step is over: nothing is perturbed, no first gradient is needed any more."""
+        self.perturbed, self.grads = [], [None] * len(self.params)
+
     def pick(self, tensors: list[Tensor] | None, indices: list[int]) -> list[Tensor]:
         """The chosen entries; the list itself where all are chosen."""
         if tensors is None or len(indices) == len(self.params):

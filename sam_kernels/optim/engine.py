@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..ops import ascend, descend
-from ..ops.coefficients import entry_mask, needed_entries, resolve
+from ..ops.bases import HYPER
+from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.inner_products import OP as INNER_PRODUCTS
 from ..ops.lists import hyper_table
 from ..registry import Op
@@ -45,7 +46,9 @@ def collect(buckets: list[Bucket]) -> Selection:
 
 def _checked(p: Tensor, grad: Tensor) -> Tensor:
     if grad.layout != torch.strided:
-        raise TypeError(f"a gradient of shape {tuple(p.shape)} has layout {grad.layout}; expected dense: construct the layer with sparse=False")
+        raise TypeError(
+            f"a gradient of shape {tuple(p.shape)} has layout {grad.layout}; expected dense: construct the layer with sparse=False"
+        )
     if type(grad) is not Tensor and hasattr(grad, "to_local"):
         raise TypeError(f"a gradient of shape {tuple(p.shape)} is a {type(grad).__name__}; sharded gradients are not supported")
     if grad.stride() != p.stride() and grad.numel() > 1:
@@ -57,9 +60,9 @@ def column(groups: list[Group], key: str, bucket: Bucket, capturable: bool) -> t
     """One hyperparameter of every group as host numbers, or as a device tensor where one of them lives there."""
     values = [group[key] for group in groups]
     if any(isinstance(x, Tensor) and (capturable or x.is_cuda) for x in values):
-        kind = {"dtype": bucket.accumulator, "device": bucket.device}
-        parts = [x.to(**kind) if isinstance(x, Tensor) else torch.full((), float(x), **kind) for x in values]
-        return [0.0] * len(values), torch.stack([x.reshape(()) for x in parts])
+        like = bucket.sq_norm.new_empty(())
+        parts = [x.to(like).reshape(()) if isinstance(x, Tensor) else torch.full_like(like, float(x)) for x in values]
+        return [0.0] * len(values), torch.stack(parts)
     return [float(x) for x in values], None
 
 
@@ -85,7 +88,9 @@ def ascend_all(selection: Selection, groups: list[Group], direction: tuple[float
     for (bucket, indices, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
         params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
         rows = [bucket.rows[i] for i in indices]
-        function(params, grads, stash, [], bucket.sq_norm, bucket.gram, None, rho, None, rows, hyper, list(direction), [], eps, normalize, given)
+        function(
+            params, grads, stash, [], bucket.sq_norm, bucket.gram, None, rho, None, rows, hyper, list(direction), [], eps, normalize, given
+        )
         torch.autograd.graph.increment_version([*params, *stash])
         bucket.perturbed = indices
 
@@ -104,10 +109,9 @@ def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float
             plain = function(g, [], [], [], 0.0)[0]
             weights = [bucket.params[indices[k]] for k in chosen] if group["adaptive"] else []
             weighted = function(g, [], [], weights, float(group["eta"]))[0] if weights else plain
-            rho = group["rho"]
-            counted = (rho != 0).to(bucket.device, bucket.accumulator).reshape(()) if isinstance(rho, Tensor) else float(rho != 0)
-            counted_norm = torch.where(torch.as_tensor(counted, device=bucket.device) != 0, weighted * direction[0] ** 2, 0.0 * torch.ones_like(weighted))
-            total += torch.stack((counted_norm, plain)).to(home, dtype)
+            rho = torch.as_tensor(group["rho"], device=bucket.device).reshape(())
+            counted = torch.where(rho != 0, weighted * direction[0] ** 2, torch.zeros_like(weighted))
+            total += torch.stack((counted, plain)).to(home, dtype)
     for bucket, _, _ in selection:
         bucket.sq_norm.copy_(total[:1])
         bucket.gram[:1].copy_(total[1:])
@@ -116,12 +120,11 @@ def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float
 def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[int, int]:
     """Masks (needed, given) of Gram entries; with several buckets the needed ones are summed here and all given."""
     needed = needed_entries(rule.coefficients, rule.match_norm, max_norm)
-    given = needed & entry_mask(["gg"])
+    given = needed & entry_mask(["gg"])  # the ascent has left it in gram
     if len(selection) > 1 and needed & ~given:
-        home = selection[0][0]
-        total = torch.zeros(6, dtype=torch.float64, device=home.device)
+        total = torch.zeros(6, dtype=torch.float64, device=selection[0][0].device)
         for bucket, indices, grads in selection:
-            g = [x for x in bucket.pick(bucket.grads, indices)] if rule.coefficients.reads("g") else []  # type: ignore[arg-type]
+            g = bucket.kept(indices) if rule.coefficients.reads("g") else []
             total += implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0).to(total)
         for bucket, _, _ in selection:
             bucket.gram[1:].copy_(total[1:])
@@ -131,7 +134,7 @@ def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend:
 
 def sgd_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
     lr, lr_device = column(groups, "lr", bucket, capturable)
-    columns: dict[str, Sequence[float]] = {key: [float(group[key]) for group in groups] for key in descend.HYPER["sgd"]}
+    columns: dict[str, Sequence[float]] = {key: [float(group[key]) for group in groups] for key in HYPER["sgd"]}
     return hyper_table(len(groups), {**columns, "lr": lr}, nonnegative=("lr", "momentum", "weight_decay")), lr_device
 
 
@@ -146,7 +149,7 @@ def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_no
         buffers = bucket.momentum(state) if any(group["momentum"] for group in groups) else None
         steps = bucket.steps if whole else bucket.steps[torch.tensor(indices, device=bucket.device)]
         params, stash, state_list = (bucket.pick(x, indices) for x in (bucket.params, bucket.stash, buffers))
-        g = bucket.pick(bucket.grads, indices) if keep_g else []  # type: ignore[arg-type]
+        g = bucket.kept(indices) if keep_g else []
         rows = [bucket.rows[i] for i in indices]
         implementation(descend.OP, bucket, backend)(
             params, stash, grads, g, [], state_list, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
@@ -171,27 +174,6 @@ def restore(bucket: Bucket, indices: list[int], backend: str | None) -> None:
 _NO_COEFFICIENTS = [0.0] * 45
 
 
-def combined_gradients(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[list[list[Tensor]], Tensor | None]:
-    """For a base that is not fused: u as new tensors, and a device flag that is False where a norm is not finite."""
-    needed, given = descent_norms(selection, rule, max_norm, backend)
-    plain = needed == 0 and not rule.coefficients.reads("g") and rule.coefficients.flat()[0] == 1.0 and not any(rule.coefficients.flat()[1:5])
-    if plain:
-        return [grads for _, _, grads in selection], None
-    out, finite = [], None
-    for bucket, indices, grads in selection:
-        g = bucket.pick(bucket.grads, indices) if rule.coefficients.reads("g") else []  # type: ignore[arg-type]
-        if needed & ~given:
-            fresh = implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0)
-            bucket.gram[1:].copy_(fresh[1:])
-        used = torch.stack([bucket.gram[k] for k in range(6) if needed >> k & 1]) if needed else bucket.gram[:0]
-        here = torch.isfinite(used).all()
-        finite = here if finite is None else finite & here.to(finite.device)
-        factors = resolve(rule.coefficients.flat(), bucket.gram, rule.match_norm, max_norm)[0].to(bucket.dtype)
-        u = [x * factors[0] for x in grads]
-        out.append([a + factors[1] * b for a, b in zip(u, g, strict=True)] if g else u)
-    return out, finite
-
-
 def has_limit(max_norm: float | None) -> float:
     """``max_norm`` as a number: None means no limit."""
     if max_norm is None:
@@ -199,4 +181,3 @@ def has_limit(max_norm: float | None) -> float:
     if not isfinite(max_norm) or max_norm <= 0:
         raise ValueError(f"max_norm is {max_norm}; expected a number > 0, or None for no clipping")
     return float(max_norm)
-

@@ -8,20 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..batchnorm import frozen_batchnorm
-from ..ops.lists import check_aliasing, is_dense
-from ..registry import OPS
 from . import engine
 from .bases import build_base, fused_name
 from .bucket import Bucket
+from .generic import step_base
 from .rules import Descent, EveryStep, Gradient, Plain, WholeBatch
+from .shared import SharedState, check_group
 
-_PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
 
-
-class SAM(Optimizer):
+class SAM(SharedState):
     """Sharpness-aware minimization around a base optimizer (arXiv 2010.01412), in two fused launches per step.
 
     Two calling habits::
@@ -75,7 +72,7 @@ class SAM(Optimizer):
         self._own_defaults = {"rho": rho, "adaptive": adaptive, "eta": eta}
         super().__init__(params, dict(self._own_defaults))
         for group in self.param_groups:
-            _check_group(group)
+            check_group(group)
         self.base_optimizer = build_base(base_optimizer, self.param_groups, base_kwargs)
         self._share()
         self.defaults = {**self.base_optimizer.defaults, **self._own_defaults}
@@ -85,8 +82,6 @@ class SAM(Optimizer):
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
         self._fused = fused_name(self.base_optimizer)
-        self._buckets: list[Bucket] | None = None
-        self._phase = "clean"  # or "perturbed", or "empty": a first step that found no gradient
         self._check_backend()
 
     # ---- the two phases
@@ -103,10 +98,12 @@ class SAM(Optimizer):
         """
         self._require_clean("first_step()")
         for bucket in self._get_buckets():
-            bucket.perturbed = []
+            bucket.finish()
         selection = engine.collect(self._get_buckets())
         if selection:
-            engine.ascend_all(selection, self.param_groups, self.ascent.direction, self.normalize, self.perturb_eps, self.backend, self.capturable)
+            engine.ascend_all(
+                selection, self.param_groups, self.ascent.direction, self.normalize, self.perturb_eps, self.backend, self.capturable
+            )
             if self.descent.coefficients.reads("g"):
                 self._keep_gradients(selection, zero_grad)
         self._phase = "perturbed" if selection else "empty"
@@ -157,7 +154,7 @@ class SAM(Optimizer):
         """Put the clean weights back, bit for bit, without an update. Does nothing where nothing is perturbed."""
         for bucket in self._buckets or ():
             engine.restore(bucket, bucket.perturbed, self.backend)
-            bucket.perturbed, bucket.grads = [], [None] * len(bucket.params)
+            bucket.finish()
         self._phase = "clean"
 
     @contextmanager
@@ -204,9 +201,9 @@ class SAM(Optimizer):
         if selection and self._fused:
             engine.descend_sgd(selection, self.param_groups, rule, self.max_norm, self.state, ascended, self.backend, self.capturable)
         elif selection:
-            self._step_base(selection, rule, ascended)
+            step_base(self.base_optimizer, selection, rule, self.max_norm, ascended, self.backend)
         for bucket in buckets:
-            bucket.perturbed, bucket.grads = [], [None] * len(bucket.params)
+            bucket.finish()
         self._phase = "clean"
 
     def _align_norms(self, bucket: Bucket) -> None:
@@ -216,131 +213,14 @@ class SAM(Optimizer):
             bucket.sq_norm.copy_(source.sq_norm)
             bucket.gram.copy_(source.gram)
 
-    def _step_base(self, selection: engine.Selection, rule: Descent, ascended: bool) -> None:
-        """Restore, then the base's own step on the combined gradient. Skipping it has to ask the device: one sync."""
-        u, finite = engine.combined_gradients(selection, rule, self.max_norm, self.backend)
-        for bucket, indices, _ in selection:
-            engine.restore(bucket, indices, self.backend)
-        good = torch.isfinite(selection[0][0].sq_norm[0]) if ascended else torch.ones((), dtype=torch.bool)
-        if not bool(good if finite is None else good & finite.to(good.device)):
-            return
-        pairs = [(bucket.params[i], x) for (bucket, indices, _), xs in zip(selection, u, strict=True) for i, x in zip(indices, xs, strict=True)]
-        held = [p.grad for p, _ in pairs]
-        for p, x in pairs:
-            p.grad = x
-        try:
-            self.base_optimizer.step()
-        finally:
-            for (p, _), grad in zip(pairs, held, strict=True):
-                p.grad = grad
-
     def _keep_gradients(self, selection: engine.Selection, taken: bool) -> None:
         for bucket, indices, grads in selection:
             for i, grad in zip(indices, grads, strict=True):
                 own = taken and grad._base is None  # nobody else writes it once .grad lets go of it
                 bucket.grads[i] = grad if own else grad.clone(memory_format=torch.preserve_format)
 
-    # ---- groups, buckets, checkpoints
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; options it lacks take the defaults of this optimizer and of its base."""
-        if not hasattr(self, "base_optimizer"):
-            return super().add_param_group(param_group)
-        self._require_clean("add_param_group()")
-        for key, value in self._own_defaults.items():
-            param_group.setdefault(key, value)
-        before = len(self.param_groups)
-        self.base_optimizer.add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            del self.param_groups[before:]
-            raise
-        self._drop_buckets()
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict with ``rho``, ``adaptive``, ``eta`` in the groups. Raises while perturbed."""
-        self._require_clean("state_dict()")
-        self._publish()
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this optimizer, of its plain base, or of another SAM wrapper (whose saved weights are ignored)."""
-        self._require_clean("load_state_dict()")
-        saved = list(state_dict["param_groups"])
-        groups = [{**{k: ours.get(k, v) for k, v in self._own_defaults.items()}, **theirs} for ours, theirs in zip(self.param_groups, saved, strict=False)]
-        state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
-        super().load_state_dict({**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups + saved[len(groups) :]})
-        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
-        self._share()
-        self._buckets = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._require_clean("copying or pickling")
-        self._publish()
-        skipped = ("step", "_buckets", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
-        return {k: v for k, v in self.__dict__.items() if k not in skipped and not k.startswith("_optimizer_")} | {"_buckets": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "base_optimizer" in state:
-            self._share()
-
-    def _share(self) -> None:
-        """One list of groups and one state for the wrapper and its base, whoever is asked."""
-        self.param_groups, self.state = self.base_optimizer.param_groups, self.base_optimizer.state
-        for group in self.param_groups:
-            for key, value in self._own_defaults.items():
-                group.setdefault(key, value)
-
-    def _publish(self) -> None:
-        for bucket in self._buckets or ():
-            bucket.publish(self.state)
-
-    def _drop_buckets(self) -> None:
-        self._publish()
-        self._buckets = None
-
-    def _get_buckets(self) -> list[Bucket]:
-        if self._buckets is None:
-            members: dict[Any, tuple[list[Tensor], list[int]]] = {}
-            for row, group in enumerate(self.param_groups):
-                for p in group["params"]:
-                    params, rows = members.setdefault((p.device, p.dtype), ([], []))
-                    params.append(p)
-                    rows.append(row)
-            self._buckets = [Bucket(params, rows) for params, rows in members.values()]
-        return self._buckets
-
-    def _check_backend(self) -> None:
-        params = [p for group in self.param_groups for p in group["params"]]
-        check_aliasing({"params": params}, {})
-        if self.backend is not None:
-            for p in params[:1]:
-                for op in OPS.values():
-                    op.named(self.backend, p.device.type, p.dtype)
-
-    def _require_clean(self, what: str) -> None:
-        if self._phase == "perturbed":
-            raise RuntimeError(f"{what} while the parameters are perturbed; call second_step() or restore() first")
-
 
 def _rule(name: str, given: Any, kind: type, default: type | None = None) -> Any:
     if given is not None and not isinstance(given, kind):
         raise TypeError(f"{name} is {given!r}; expected an instance of optim.rules.{kind.__name__} (did you pass the class?)")
     return (default or kind)() if given is None else given
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    for key in ("rho", "eta"):
-        value = group[key]
-        if isinstance(value, Tensor):
-            continue
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise ValueError(f"{key} is {value!r}; expected a finite number >= 0")
-    for i, p in enumerate(group["params"]):
-        if p.is_complex() or not p.is_floating_point():
-            raise TypeError(f"params[{i}] is {p.dtype}; expected a real floating-point parameter")
-        if p.layout != torch.strided or not is_dense(p):
-            raise ValueError(f"params[{i}] has layout {p.layout} and strides {p.stride() if p.layout == torch.strided else None}; expected dense")

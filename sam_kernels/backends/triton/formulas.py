@@ -33,8 +33,8 @@ def ascent_scale(rho: tl.tensor, square: tl.tensor, normalize: tl.tensor, eps: t
 
 @triton.jit
 def ascent_direction(g: tl.tensor, q: tl.tensor, alpha: tl.tensor, beta: tl.tensor, HAS_G: tl.constexpr, HAS_Q: tl.constexpr):
-    d = alpha * g if HAS_G else tl.zeros_like(g)
-    return tl.fma(beta, q, d) if HAS_Q else d
+    d = tl.where(alpha != 0, alpha * g, 0.0) if HAS_G else tl.zeros_like(g)  # a list whose factor is 0 is not looked at
+    return tl.where(beta != 0, tl.fma(beta, q, d), d) if HAS_Q else d
 
 
 # ---- descent: u, direct and the kept vector are combinations of (h, g, q)

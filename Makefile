@@ -1,0 +1,70 @@
+# make demo | test | setup | bench | lint | gpu        two cores, no GPU and no network beyond the package index needed
+#
+# ENV=system uses the python and torch that are already there and installs nothing; otherwise .venv is made with pinned versions.
+
+ENV ?= venv
+TORCH = torch==2.13.0
+PEER = pytorch_optimizer==4.1.0
+
+ifeq ($(ENV),system)
+PY = PYTHONPATH=$(CURDIR) python3
+INSTALLED =
+else
+PY = .venv/bin/python
+INSTALLED = .venv/installed
+endif
+SOURCES = setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
+GPU = $(shell $(PY) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
+RUN_TESTS = SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest
+
+.PHONY: demo test setup bench lint gpu clean
+
+demo: build/done
+	$(PY) examples/digits.py
+
+test: build/done
+	$(RUN_TESTS)
+
+setup: build/done
+
+bench: build/done
+ifneq ($(ENV),system)
+	$(PY) -m pip install -q --no-deps $(PEER)
+endif
+	mkdir -p bench/.results out
+	$(PY) -m pytest -c bench/pytest.ini bench --benchmark-json bench/.results/step.json
+	$(PY) bench/report.py bench/.results/step.json --readme README.md --plot docs/bench.png
+
+lint: build/done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# On a CUDA machine: builds in place, runs every test on the device, times the step, writes bench/results/<gpu>-<date>.json.
+gpu: build/done
+ifeq ($(GPU),1)
+	$(PY) -m pytest -m gpu
+	$(PY) bench/gpu.py
+else
+	@echo "make gpu: torch sees no CUDA GPU; running the compile-time checks only"
+	$(PY) -m pytest tests/test_triton_aot.py tests/test_cuda_static.py
+endif
+
+# torch first and alone, so that nothing later can replace it; then the rest with it pinned.
+.venv/installed: requirements.txt
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/python -c "import torch" 2>/dev/null || .venv/bin/python -m pip install -q $(TORCH)
+	.venv/bin/python -m pip install -q -r requirements.txt
+	touch $@
+
+build/done: $(INSTALLED) $(SOURCES)
+ifeq ($(ENV),system)
+	$(PY) setup.py -q build_ext --inplace
+else
+	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -v -e . | grep "^ *sam_kernels:" || true
+	.venv/bin/python -c "import sam_kernels"
+endif
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build .venv out sam_kernels/*.so sam_kernels/_build_info.py

@@ -1,0 +1,128 @@
+"""One list of groups and one state for the wrapper and its base: groups, buckets, checkpoints, copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..ops.lists import check_aliasing, is_dense
+from ..registry import OPS
+from .bucket import Bucket
+
+_PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
+_NOT_COPIED = ("step", "_buckets", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
+
+
+class SharedState(Optimizer):
+    """What ``SAM`` is besides its two phases: an optimizer whose groups and state are those of ``base_optimizer``."""
+
+    base_optimizer: Optimizer
+    backend: str | None
+    _own_defaults: dict[str, Any]
+    _buckets: list[Bucket] | None = None
+    _phase = "clean"  # or "perturbed", or "empty": a first step that found no gradient
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it lacks take the defaults of this optimizer and of its base."""
+        if not hasattr(self, "base_optimizer"):
+            return super().add_param_group(param_group)
+        self._require_clean("add_param_group()")
+        for key, value in self._own_defaults.items():
+            param_group.setdefault(key, value)
+        before = len(self.param_groups)
+        self.base_optimizer.add_param_group(param_group)
+        try:
+            check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+        self._drop_buckets()
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict with ``rho``, ``adaptive``, ``eta`` in the groups. Raises while perturbed."""
+        self._require_clean("state_dict()")
+        self._publish()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, of its plain base, or of another SAM wrapper (whose saved weights are ignored)."""
+        self._require_clean("load_state_dict()")
+        saved = list(state_dict["param_groups"])
+        mine = [{key: group[key] for key in self._own_defaults} for group in self.param_groups]  # for groups of a plain optimizer
+        groups = [{**own, **theirs} for own, theirs in zip(mine, saved, strict=False)]
+        state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
+        super().load_state_dict(
+            {**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups + saved[len(groups) :]}
+        )
+        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self._share()
+        self._buckets = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._require_clean("copying or pickling")
+        self._publish()
+        return {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED and not k.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._buckets = None
+        super().__setstate__(state)
+        if "base_optimizer" in state:
+            self._share()
+
+    def _share(self) -> None:
+        """One list of groups and one state for the wrapper and its base, whoever is asked."""
+        self.param_groups, self.state = self.base_optimizer.param_groups, self.base_optimizer.state
+        for group in self.param_groups:
+            for key, value in self._own_defaults.items():
+                group.setdefault(key, value)
+
+    def _publish(self) -> None:
+        for bucket in self._buckets or ():
+            bucket.publish(self.state)
+
+    def _drop_buckets(self) -> None:
+        self._publish()
+        self._buckets = None
+
+    def _get_buckets(self) -> list[Bucket]:
+        if self._buckets is None:
+            members: dict[Any, tuple[list[Tensor], list[int]]] = {}
+            for row, group in enumerate(self.param_groups):
+                for p in group["params"]:
+                    params, rows = members.setdefault((p.device, p.dtype), ([], []))
+                    params.append(p)
+                    rows.append(row)
+            self._buckets = [Bucket(params, rows) for params, rows in members.values()]
+        return self._buckets
+
+    def _check_backend(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        check_aliasing({"params": params}, {})
+        if self.backend is not None:
+            for device, dtype in {(p.device.type, p.dtype) for p in params}:
+                for op in OPS.values():
+                    op.named(self.backend, device, dtype)
+
+    def _require_clean(self, what: str) -> None:
+        if self._phase == "perturbed":
+            raise RuntimeError(f"{what} while the parameters are perturbed; call second_step() or restore() first")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    for key in ("rho", "eta"):
+        value = group[key]
+        if isinstance(value, Tensor):
+            continue
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{key} is {value!r}; expected a finite number >= 0")
+    for i, p in enumerate(group["params"]):
+        if p.is_complex() or not p.is_floating_point():
+            raise TypeError(f"params[{i}] is {p.dtype}; expected a real floating-point parameter")
+        if p.layout != torch.strided or not is_dense(p):
+            raise ValueError(
+                f"params[{i}] has layout {p.layout} and strides {p.stride() if p.layout == torch.strided else None}; expected dense"
+            )
