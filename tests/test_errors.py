@@ -39,10 +39,10 @@ ALIAS = "share memory"
 CASES: dict[str, tuple[Callable[[Lists], Any], type[Exception], str]] = {
     "dtype": (replaced(G, 1, lambda t: t.double()), ValueError, r"grads\[1\] is torch.float64 .* params\[0\] is torch.float32"),
     "integer": (replaced(G, 0, lambda t: t.int()), TypeError, r"grads\[0\] is torch.int32; expected a floating-point"),
-    "complex": (replaced(G, 0, lambda t: t + 0j), TypeError, r"grads\[0\] is torch.complex64; .*view_as_real"),
+    "complex": (replaced(G, 0, lambda t: t + 0j), TypeError, r"grads\[0\] is torch.complex64; .*view_as_real"),  # noqa: E501
     "device": (replaced(S, 1, lambda t: t.to("meta")), ValueError, r"stash\[1\] is .* on meta but params\[0\] is .* on cpu"),
     "shape": (replaced(S, 0, lambda t: t[:2].contiguous()), ValueError, r"stash\[0\] has shape \(2, 3\) but params\[0\] has \(4, 3\)"),
-    "layout": (replaced(G, 0, lambda t: t.t().contiguous().t()), ValueError, r"grads\[0\] has strides \(1, 4\) but params\[0\] has \(3, 1\)"),
+    "layout": (replaced(G, 0, lambda t: t.t().contiguous().t()), ValueError, r"grads\[0\] has strides \(1, 4\) but params\[0\] has \(3, 1\)"),  # noqa: E501
     "expanded": (replaced(G, 0, lambda t: t[:1].expand(4, 3)), ValueError, r"grads\[0\] has strides \(0, 1\).*non-overlapping"),
     "sparse": (replaced(G, 0, lambda t: t.to_sparse()), TypeError, r"grads\[0\] has layout torch.sparse_coo; .*to_dense"),
     "not_a_tensor": (replaced(G, 0, lambda t: 3.0), TypeError, r"grads\[0\] is float; expected a torch.Tensor"),
@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Callable[[Lists], Any], type[Exception], str]] = {
     "backend": (lambda x: ascend(x, backend="fpga"), ValueError, "backend is 'fpga'; expected one of"),
     "backend_descend": (lambda x: descend(x, backend="fpga"), ValueError, "backend is 'fpga'"),
     "backend_device": (lambda x: ascend(x, backend="cuda"), RuntimeError, "backend 'cuda' cannot run ascend_: "),
-    "base": (lambda x: descend(x, base="adagrad"), ValueError, "base is 'adagrad'; expected one of"),
-    "decay_at": (lambda x: descend(x, decay_at="somewhere"), ValueError, "decay_at is 'somewhere'"),
+    "base": (lambda x: descend(x, base="adagrad"), ValueError, "base is 'adagrad'.*; expected one of"),
+    "decay_at": (lambda x: descend(x, decay_at="somewhere"), ValueError, "decay_at is 'somewhere'; expected"),
     "no_buffers": (lambda x: descend(x, momentum=0.9), ValueError, "momentum is not 0 but momentum_buffers is None"),
     "no_q": (lambda x: ascend(x, direction=(1.0, -1.0)), ValueError, "q, which is None"),
     "no_g": (lambda x: descend(x, coefficients=Combination(u={"g": 1.0})), ValueError, "coefficients involve g, which is None"),
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[Lists], Any], type[Exception], str]] = {
     "group_length": (lambda x: ascend(x, group=[0]), ValueError, "group has 1 entries for 2 tensors"),
     "group_negative": (lambda x: ascend(x, group=[0, -1]), ValueError, "group holds -1"),
     "group_missing": (lambda x: ascend(x, rho=[0.1, 0.2]), ValueError, "rho has 2 entries but group is not given"),
-    "per_group_length": (lambda x: ascend(x, group=[0, 1], rho=[0.1, 0.2, 0.3], eta=[0.0, 0.0]), ValueError, "expected one number, or one per group"),
+    "per_group_length": (lambda x: ascend(x, group=[0, 1], rho=[0.1, 0.2, 0.3], eta=[0.0, 0.0]), ValueError, "expected one number, or one per group"),  # noqa: E501
     "inner_length": (lambda x: inner_products(x[G], x[W][:1]), ValueError, "h has 1 tensors but g has 2"),
 }  # fmt: skip
 
@@ -111,9 +111,9 @@ OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rule_q": (lambda: rules.Descent(Combination(u={"q": 1.0})), ValueError, "involve q"),
     "backend": (lambda: SAM(weights(), "sgd", lr=0.1, backend="fpga"), ValueError, "backend is 'fpga'"),
     "backend_device": (lambda: SAM(weights(), "sgd", lr=0.1, backend="cuda"), RuntimeError, "backend 'cuda' cannot run"),
-    "complex": (lambda: SAM([torch.zeros(2, dtype=torch.complex64, requires_grad=True)], "sgd", lr=0.1), TypeError, r"params\[0\] is torch.complex64"),
-    "overlapping": (lambda: SAM([torch.zeros(1, 3).expand(2, 3).requires_grad_()], "sgd", lr=0.1), ValueError, r"params\[0\] .*expected dense"),
-    "aliasing": (lambda: (lambda w: SAM([w, w.detach()[:2].requires_grad_()], "sgd", lr=0.1))(torch.zeros(4, requires_grad=True)), ValueError, ALIAS),
+    "complex": (lambda: SAM([torch.zeros(2, dtype=torch.complex64, requires_grad=True)], "sgd", lr=0.1), TypeError, r"params\[0\] is torch.complex64"),  # noqa: E501
+    "overlapping": (lambda: SAM([torch.zeros(1, 3).expand(2, 3).requires_grad_()], "sgd", lr=0.1), ValueError, r"params\[0\] .*expected dense"),  # noqa: E501
+    "aliasing": (lambda: (lambda w: SAM([w, w.detach()[:2].requires_grad_()], "sgd", lr=0.1))(torch.zeros(4, requires_grad=True)), ValueError, ALIAS),  # noqa: E501
     "late_rho": (lambda: _edited("rho", -1.0), ValueError, "rho is -1.0"),
     "late_lr": (lambda: _edited("lr", float("nan")), ValueError, "lr is nan"),
 }  # fmt: skip

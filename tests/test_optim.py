@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from sam_kernels import compat
+from sam_kernels.ops import Combination
 from sam_kernels.optim import ASAM, SAM, StableSAM, frozen_batchnorm, rules
 
 STEPS = 8
@@ -181,18 +182,19 @@ def test_stable_with_a_generic_base(place: tuple[str, str]) -> None:
         assert_elementwise("stable", weights(net), weights(plain), weights(truth), torch.float32)
 
 
-def test_descent_that_reads_g() -> None:
-    """GSAM as a descent rule: the first gradient is kept, whoever zeroes ``.grad``."""
-    from sam_kernels.ops import Combination
+@pytest.mark.parametrize("fused", [True, False])
+def test_descent_that_reads_g(fused: bool, place: tuple[str, str]) -> None:
+    """GSAM as a descent rule, on the fused and on the generic path: the first gradient is kept, whoever overwrites ``.grad``."""
+    backend, device = place
+
+    class Own(torch.optim.SGD):
+        pass
 
     rule = rules.Descent(Combination(u={"h": (1.0, 0.0, 0.3), "g": -0.3}))
-    nets = [model() for _ in range(3)]
-    for net, keep in zip(nets, (False, True, None), strict=True):
-        opt = SAM(net.parameters(), "sgd" if keep is not None else torch.optim.ASGD, descent=rule, lr=0.1, **({} if keep is None else {}))
+    nets = {keep: model(dtype=torch.float32, device=device) for keep in (False, True)}
+    for keep, net in nets.items():
+        opt = SAM(net.parameters(), torch.optim.SGD if fused else Own, descent=rule, lr=0.1, backend=backend)
         for step in range(3):
-            if keep is None:
-                opt.step(closure_of(net, step))
-                continue
             net.zero_grad()
             closure_of(net, step)()
             opt.first_step(zero_grad=not keep)
@@ -201,7 +203,22 @@ def test_descent_that_reads_g() -> None:
                     p.grad.zero_()
             closure_of(net, step)()
             opt.second_step(zero_grad=True)
-    assert same(nets[0], nets[1])
+    assert same(nets[False], nets[True])
+    truths = {dtype: model(dtype=dtype) for dtype in (torch.float32, torch.float64)}
+    for net in truths.values():
+        follower = SAM(net.parameters(), "sgd", lr=0.1)
+        for step in range(3):
+            g = torch.autograd.grad(loss_of(net, step), list(net.parameters()))
+            for p, x in zip(net.parameters(), g, strict=True):
+                p.grad = x
+            follower.first_step()
+            h = torch.autograd.grad(loss_of(net, step), list(net.parameters()))
+            follower.restore()
+            c = sum((a * b).sum() for a, b in zip(g, h, strict=True)) / sum((b * b).sum() for b in h)
+            with torch.no_grad():
+                for p, a, b in zip(net.parameters(), g, h, strict=True):
+                    p -= 0.1 * ((1 + 0.3 * c) * b - 0.3 * a)
+    assert_elementwise("gsam", weights(nets[False]), *(weights(truths[d]) for d in truths), torch.float32)
 
 
 def test_mixed_dtypes_share_one_norm(place: tuple[str, str]) -> None:
@@ -317,10 +334,15 @@ def test_add_param_group_takes_all_defaults_and_keeps_momentum() -> None:
     train(whole, a, 1)
 
 
-@pytest.mark.parametrize("schedule", [
-    lambda o: lr_scheduler.StepLR(o, 1, 0.5), lambda o: lr_scheduler.CosineAnnealingLR(o, 5), lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=10),
-    lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [2]),
-])  # fmt: skip
+SCHEDULERS = {
+    "step": lambda o: lr_scheduler.StepLR(o, 1, 0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=10),
+    "sequential": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [2]),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_schedulers_drive_the_wrapper(schedule: Any, recwarn: pytest.WarningsRecorder) -> None:
     ours, theirs = model(dtype=torch.float32), model(dtype=torch.float32)
     opt, plain = SAM(ours.parameters(), "sgd", rho=0.0, **MOMENTUM), torch.optim.SGD(theirs.parameters(), **MOMENTUM)

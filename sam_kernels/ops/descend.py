@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..registry import call, declare
 from .bases import HYPER, sgd
-from .coefficients import PLAIN, Combination, check_sources, entry_mask, resolve
+from .coefficients import PLAIN, Combination, check_sources, resolve
 from .inner_products import reference as inner_products_reference
 from .lists import PerGroup, accumulator, check_aliasing, check_group, check_lists, check_scalar, hyper_table
 
