@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, preference
+from .backends import BACKENDS, PREFERENCE, requested
 
 LIBRARY = torch.library.Library("sam_kernels", "DEF")
 OPS: dict[str, Op] = {}
@@ -51,8 +51,10 @@ class Op:
         raise RuntimeError(f"backend {backend!r} cannot run {self.name}: {why}. See sam_kernels.show_backends(), or omit backend=")
 
     def chosen(self, device: str, dtype: torch.dtype) -> str:
-        """The first preferred backend that is available for this device and dtype."""
-        for backend in preference(device):
+        """The backend that the environment asks for, else the first preferred one that is available for this device and dtype."""
+        if asked := requested(device):
+            return asked
+        for backend in PREFERENCE.get(device, ()):
             found = self.implementations.get(backend)
             if found is not None and found.refuses(device, dtype) is None:
                 return backend
@@ -83,8 +85,8 @@ def declare(name: str, schema: str, reference: Callable[..., Any], fake: Callabl
     op.implementations["reference"] = Implementation(reference, ("cpu", "cuda", "xpu", "mps"), None)
     LIBRARY.define(name + schema.replace(") ->", ", str backend) ->"))
 
-    def kernel(*arguments: Any) -> Any:
-        *arguments, backend = arguments
+    def kernel(*packed: Any) -> Any:
+        *arguments, backend = packed
         first = _first_tensor(arguments)
         if first is None:  # every list is empty: all backends would do the same nothing
             return reference(*arguments)

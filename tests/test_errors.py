@@ -39,7 +39,7 @@ ALIAS = "share memory"
 CASES: dict[str, tuple[Callable[[Lists], Any], type[Exception], str]] = {
     "dtype": (replaced(G, 1, lambda t: t.double()), ValueError, r"grads\[1\] is torch.float64 .* params\[0\] is torch.float32"),
     "integer": (replaced(G, 0, lambda t: t.int()), TypeError, r"grads\[0\] is torch.int32; expected a floating-point"),
-    "complex": (replaced(G, 0, lambda t: t + 0j), TypeError, r"grads\[0\] is torch.complex64; .*view_as_real"),  # noqa: E501
+    "complex": (replaced(G, 0, lambda t: t + 0j), TypeError, r"grads\[0\] is torch.complex64; .*view_as_real"),
     "device": (replaced(S, 1, lambda t: t.to("meta")), ValueError, r"stash\[1\] is .* on meta but params\[0\] is .* on cpu"),
     "shape": (replaced(S, 0, lambda t: t[:2].contiguous()), ValueError, r"stash\[0\] has shape \(2, 3\) but params\[0\] has \(4, 3\)"),
     "layout": (replaced(G, 0, lambda t: t.t().contiguous().t()), ValueError, r"grads\[0\] has strides \(1, 4\) but params\[0\] has \(3, 1\)"),  # noqa: E501

@@ -1,7 +1,8 @@
 """Who runs what: the whole dispatch policy.
 
 ``PREFERENCE`` lists, per device, the backends in the order in which they are tried. ``SAM_KERNELS_BACKEND`` (a comma-separated
-list, read once) goes in front of it; a name in it that does not exist is an error, one that is unavailable is an error too.
+list, read once) overrides it: the first name in it that runs on the device at all is the one, and where that backend is missing or
+lacks the dtype the call raises, as if it had been asked for with ``backend=``.
 """
 
 import os
@@ -11,6 +12,7 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "reference"),
     "cpu": ("cpp", "reference"),
 }
+DEVICES = {"cpp": ("cpu",), "triton": ("cuda", "cpu"), "cuda": ("cuda",)}  # reference: every device
 
 
 def _requested() -> tuple[str, ...]:
@@ -23,6 +25,6 @@ def _requested() -> tuple[str, ...]:
 REQUESTED = _requested()
 
 
-def preference(device: str) -> tuple[str, ...]:
-    """Backends to try on ``device``, best first."""
-    return tuple(dict.fromkeys(REQUESTED + PREFERENCE.get(device, ("reference",))))
+def requested(device: str) -> str | None:
+    """The backend that the environment asks for on ``device``."""
+    return next((name for name in REQUESTED if device in DEVICES.get(name, (device,))), None)
