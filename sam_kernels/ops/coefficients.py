@@ -15,6 +15,7 @@ kernel multiplies them out once it has the norms. A published algorithm is a row
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,9 +41,10 @@ class Combination:
     direct: Mapping[str, Vector] = field(default_factory=dict)
     q: Mapping[str, Vector] = field(default_factory=dict)
 
-    def flat(self) -> list[float]:
+    @cached_property
+    def flat(self) -> tuple[float, ...]:
         """The 45 floats in the order [output][input][basis]."""
-        flat = []
+        flat: list[float] = []
         for name, row in zip(OUTPUTS, (self.u, self.direct, self.q), strict=True):
             if unknown := set(row) - set(INPUTS):
                 raise ValueError(f"coefficients.{name}: unknown inputs {sorted(unknown)}; expected a subset of {INPUTS}")
@@ -52,7 +54,7 @@ class Combination:
                 if len(vector) > len(BASIS) or not all(map(math.isfinite, vector)):
                     raise ValueError(f"coefficients.{name}[{key!r}] is {value}; expected up to {len(BASIS)} finite numbers over {BASIS}")
                 flat += vector + [0.0] * (len(BASIS) - len(vector))
-        return flat
+        return tuple(flat)
 
     def reads(self, key: str) -> bool:
         """Whether any output depends on the input ``key``."""

@@ -5,13 +5,14 @@ step on and is reused; it never enters the optimizer's state. ``steps`` counts t
 whether a step was skipped is known only there.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..ops.lists import accumulator
 
+T = TypeVar("T")
 _ALIGN = 64  # bytes: every view starts on a cache line, and kernels keep their vector path
 
 
@@ -69,8 +70,8 @@ class Bucket:
         """The step is over: nothing is perturbed, no first gradient is needed any more."""
         self.perturbed, self.grads = [], [None] * len(self.params)
 
-    def pick(self, tensors: list[Tensor] | None, indices: list[int]) -> list[Tensor]:
+    def pick(self, items: list[T] | None, indices: list[int]) -> list[T]:
         """The chosen entries; the list itself where all are chosen."""
-        if tensors is None or len(indices) == len(self.params):
-            return tensors or []
-        return [tensors[i] for i in indices]
+        if items is None or len(indices) == len(self.params):
+            return items or []
+        return [items[i] for i in indices]

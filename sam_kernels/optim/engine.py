@@ -87,7 +87,7 @@ def ascend_all(selection: Selection, groups: list[Group], direction: tuple[float
         _sum_norms(selection, groups, direction, backend)
     for (bucket, indices, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
         params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
-        rows = [bucket.rows[i] for i in indices]
+        rows = bucket.pick(bucket.rows, indices)
         function(
             params, grads, stash, [], bucket.sq_norm, bucket.gram, None, rho, None, rows, hyper, list(direction), [], eps, normalize, given
         )
@@ -150,10 +150,10 @@ def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_no
         steps = bucket.steps if whole else bucket.steps[torch.tensor(indices, device=bucket.device)]
         params, stash, state_list = (bucket.pick(x, indices) for x in (bucket.params, bucket.stash, buffers))
         g = bucket.kept(indices) if keep_g else []
-        rows = [bucket.rows[i] for i in indices]
+        rows = bucket.pick(bucket.rows, indices)
         implementation(descend.OP, bucket, backend)(
             params, stash, grads, g, [], state_list, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
-            hyper, "sgd", rule.coefficients.flat(), False, rule.match_norm, max_norm, False, needed, given,
+            hyper, "sgd", rule.coefficients.flat, False, rule.match_norm, max_norm, False, needed, given,
         )  # fmt: skip
         torch.autograd.graph.increment_version([*params, *state_list])
         if not whole:

@@ -49,7 +49,7 @@ def combined_gradients(
         used = torch.stack([bucket.gram[k] for k in range(6) if needed >> k & 1]) if needed else bucket.gram[:0]
         here = torch.isfinite(used).all()
         finite = here if finite is None else finite & here.to(finite.device)
-        factors = resolve(rule.coefficients.flat(), bucket.gram, rule.match_norm, max_norm)[0].to(bucket.dtype)
+        factors = resolve(rule.coefficients.flat, bucket.gram, rule.match_norm, max_norm)[0].to(bucket.dtype)
         u = [x * factors[0] for x in grads]
         out.append([a + factors[1] * b for a, b in zip(u, g, strict=True)] if g else u)
     return out, finite

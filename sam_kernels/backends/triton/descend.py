@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops.descend import HYPER, reference
+from ...ops.bases import HYPER
+from ...ops.descend import reference
 from .formulas import basis_of, combine, factors_of, is_finite, rescale, sgd
 from .inner_products import gram_entries, reduce_gram
 from .table import LAUNCH, numbers, table
