@@ -31,9 +31,9 @@ bench: build/done
 ifneq ($(ENV),system)
 	$(PY) -m pip install -q --no-deps $(PEER)
 endif
-	mkdir -p bench/.results out
-	$(PY) -m pytest -c bench/pytest.ini bench --benchmark-json bench/.results/step.json
-	$(PY) bench/report.py bench/.results/step.json --readme README.md --plot docs/bench.png
+	mkdir -p bench/.results docs
+	$(PY) -m pytest bench --benchmark-json=bench/.results/cpu.json
+	$(PY) bench/report.py bench/.results/cpu.json --readme README.md --plot docs/bench.png
 
 lint: build/done
 	$(PY) -m ruff check .
@@ -61,7 +61,9 @@ build/done: $(INSTALLED) $(SOURCES)
 ifeq ($(ENV),system)
 	$(PY) setup.py -q build_ext --inplace
 else
-	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -v -e . | grep "^ *sam_kernels:" || true
+	@mkdir -p build
+	.venv/bin/python -m pip install --no-deps --no-build-isolation -v -e . > build/install.log 2>&1 || (cat build/install.log; false)
+	@grep -o "sam_kernels: .*" build/install.log
 	.venv/bin/python -c "import sam_kernels"
 endif
 	mkdir -p build && touch $@

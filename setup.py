@@ -97,13 +97,12 @@ def cuda_archs() -> list[str]:
 
 def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> str:
     torch, pybind = tools["torch"], tools["pybind11"]
-    includes = f"-isystem {torch}/include" if torch else ""
     python = f"-isystem {pybind}/include -isystem {sysconfig.get_paths()['include']}" if pybind else ""
     archs = cuda_archs()
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs] + [f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     nvcc = tools["nvcc"]
-    links = {"cpp": f"-L{torch}/lib -ltorch_cpu", "cuda": f"-L{torch}/lib -ltorch_cpu", "info": ""}
     lines = [
+        f"builddir = {build}",
         f"rule cxx\n  command = {tools['cxx']} {CXX_FLAGS} $flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule nvcc\n  command = {nvcc} {NVCC_FLAGS} {' '.join(codes)} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {tools['cxx']} -shared -Wl,--as-needed $in $libs -o $out",
@@ -112,7 +111,9 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
     for name in (n for n, what in plan.items() if what == "build"):
         target, patterns = LIBRARIES[name]
         flags = (
-            python if name == "info" else f"{includes} -DTORCH_TARGET_VERSION={TORCH_TARGET}" + (" -DUSE_CUDA" if name == "cuda" else "")
+            python
+            if name == "info"
+            else f"-isystem {torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET}" + (" -DUSE_CUDA" if name == "cuda" else "")
         )
         objects = []
         for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
@@ -120,7 +121,9 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
             objects.append(str(build / name / f"{relative.stem}.o"))
             rule = "nvcc" if source.suffix == ".cu" else "cxx"
             lines.append(f"build {objects[-1]}: {rule} {relative}\n  flags = {flags}")
-        lines.append(f"build {build / target}: {'nvlink' if name == 'cuda' else 'link'} {' '.join(objects)}\n  libs = {links[name]}")
+        lines.append(
+            f"build {build / target}: {'nvlink' if name == 'cuda' else 'link'} {' '.join(objects)}\n  libs = {'' if name == 'info' else f'-L{torch}/lib -ltorch_cpu'}"
+        )
     return "\n".join(lines) + "\n"
 
 
