@@ -19,6 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+BUILD = "build/ninja"  # relative to ROOT, and the same for every kind of install: only what changed is compiled again
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11: the oldest torch that a build runs on
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Icsrc"
 NVCC_FLAGS = "-std=c++17 -O3 -fmad=false --threads 2 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -lineinfo -Icsrc"
@@ -95,14 +96,17 @@ def cuda_archs() -> list[str]:
     return archs
 
 
-def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> str:
-    torch, pybind = tools["torch"], tools["pybind11"]
-    python = f"-isystem {pybind}/include -isystem {sysconfig.get_paths()['include']}" if pybind else ""
-    archs = cuda_archs()
+def ninja_file(plan: dict[str, str], tools: dict[str, object]) -> str:
+    torch, nvcc, archs = tools["torch"], tools["nvcc"], cuda_archs()
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs] + [f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
-    nvcc = tools["nvcc"]
+    against_torch = f"-isystem '{torch}/include' -DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    flags = {
+        "cpp": against_torch,
+        "cuda": against_torch + " -DUSE_CUDA",
+        "info": f"-isystem '{tools['pybind11']}/include' -isystem '{sysconfig.get_paths()['include']}'",
+    }
     lines = [
-        f"builddir = {build}",
+        f"builddir = {BUILD}",
         f"rule cxx\n  command = {tools['cxx']} {CXX_FLAGS} $flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule nvcc\n  command = {nvcc} {NVCC_FLAGS} {' '.join(codes)} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {tools['cxx']} -shared -Wl,--as-needed $in $libs -o $out",
@@ -110,20 +114,12 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object], build: Path) -> s
     ]
     for name in (n for n, what in plan.items() if what == "build"):
         target, patterns = LIBRARIES[name]
-        flags = (
-            python
-            if name == "info"
-            else f"-isystem {torch}/include -DTORCH_TARGET_VERSION={TORCH_TARGET}" + (" -DUSE_CUDA" if name == "cuda" else "")
-        )
         objects = []
-        for source in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
-            relative = source.relative_to(ROOT)
-            objects.append(str(build / name / f"{relative.stem}.o"))
-            rule = "nvcc" if source.suffix == ".cu" else "cxx"
-            lines.append(f"build {objects[-1]}: {rule} {relative}\n  flags = {flags}")
-        lines.append(
-            f"build {build / target}: {'nvlink' if name == 'cuda' else 'link'} {' '.join(objects)}\n  libs = {'' if name == 'info' else f'-L{torch}/lib -ltorch_cpu'}"
-        )
+        for source in sorted(path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)):
+            objects.append(f"{BUILD}/{name}/{source.stem}.o")
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}\n  flags = {flags[name]}")
+        link, libs = "nvlink" if name == "cuda" else "link", "" if name == "info" else f"-L'{torch}/lib' -ltorch_cpu"
+        lines.append(f"build {BUILD}/{target}: {link} {' '.join(objects)}\n  libs = {libs}")
     return "\n".join(lines) + "\n"
 
 
@@ -131,11 +127,10 @@ class NinjaBuild(build_ext):
     def run(self) -> None:
         tools = find_tools()
         plan = decide(os.environ.get("SAM_KERNELS_BUILD", "auto"), tools)
-        build = Path(self.build_temp).resolve()
-        build.mkdir(parents=True, exist_ok=True)
         if "build" in plan.values():
-            (build / "build.ninja").write_text(ninja_file(plan, tools, build))
-            subprocess.run([str(tools["ninja"]), "-f", str(build / "build.ninja")], cwd=ROOT, check=True)
+            (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+            (ROOT / BUILD / "build.ninja").write_text(ninja_file(plan, tools))
+            subprocess.run([str(tools["ninja"]), "-f", f"{BUILD}/build.ninja"], cwd=ROOT, check=True)
         package = ROOT / "sam_kernels" if self.inplace else Path(self.build_lib) / "sam_kernels"
         package.mkdir(parents=True, exist_ok=True)
         report = {name: "built" if what == "build" else f"not built: {what}" for name, what in plan.items()}
@@ -144,7 +139,7 @@ class NinjaBuild(build_ext):
         for name, (target, _) in LIBRARIES.items():
             (package / target).unlink(missing_ok=True)
             if plan[name] == "build":
-                shutil.copy2(build / target, package / target)
+                shutil.copy2(ROOT / BUILD / target, package / target)
             print(f"sam_kernels: {name}: {report[name]}")
         (package / "_build_info.py").write_text(f'"""Written by setup.py."""\n\nLIBRARIES = {report!r}\n')
 
