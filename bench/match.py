@@ -1,7 +1,7 @@
 """Match before time: three steps of every provider against the fp64 run of the reference backend, under the project's error rule.
 
 Compared are the perturbed weights of the last step, which the restore would otherwise hide, the final weights and the momentum.
-The rule is that of tests/tolerance.py, for peers as for ours. Of a large workload every k-th element and the end of every tensor are
+The rule is that of tests/tolerance.py; a peer may err twice as far from plain torch, since its fp32 norms of norms round more. Of a large workload every k-th element and the end of every tensor are
 compared; the tests compare all.
 """
 
@@ -22,6 +22,7 @@ from tolerance import assert_elementwise  # noqa: E402
 from workloads import tensors  # noqa: E402
 
 STEPS = 3
+PEER = 2.0  # multiple of plain torch's own error that counts as a peer's plain error
 COMPARED = 1 << 22  # elements per result, about
 RESULTS = ("perturbed weights", "weights", "momentum")
 WEIGHT, GRADIENT, SECOND = 0.05, 1e-3, 2e-3  # standard deviations
@@ -66,6 +67,7 @@ def _references(workload: str, method: str, device: str) -> list[tuple[list[Tens
 def assert_match(provider: Provider, workload: str, method: str, variant: dict[str, Any], device: str = "cpu") -> None:
     results = trajectory(provider, workload, method, variant, device)
     for name, got, (plain, truth) in zip(RESULTS, results, _references(workload, method, device), strict=True):
+        plain = plain if provider.is_ours else [b + PEER * (a - b) for a, b in zip(plain, truth, strict=True)]
         assert_elementwise(f"{provider.name} {variant}, {workload}, {method}: {name}", got, plain, truth, torch.float32)
 
 
