@@ -1,8 +1,8 @@
 """Match before time: three steps of every provider against the fp64 run of the reference backend, under the project's error rule.
 
 Compared are the perturbed weights of the last step, which the restore would otherwise hide, the final weights and the momentum.
-The rule is that of tests/tolerance.py; a peer may err twice as far from plain torch, since its fp32 norms of norms round more. Of a large workload every k-th element and the end of every tensor are
-compared; the tests compare all.
+The rule is that of tests/tolerance.py; a peer may err twice as far from plain torch, since its fp32 norms of norms round more.
+Of a large workload every k-th element and the end of every tensor are compared; the tests compare all.
 """
 
 import sys

@@ -5,6 +5,7 @@
 
 #include "core/tensor_table.h"
 #include "cpu/chunk_loop.h"
+#include "cpu/stream.h"
 
 namespace {
 
@@ -28,5 +29,6 @@ PYBIND11_MODULE(_info, m) {
   m.doc() = "Build and machine facts of the compiled kernels.";
   m.attr("compiler") = __VERSION__;
   m.attr("cpu_chunk") = samk::kCpuChunk;
+  m.attr("stream_bytes") = samk::kStreamBytes;
   m.def("cpu_isa", &cpu_isa, "Instruction set of the CPU kernels that run on this machine.");
 }

@@ -1,10 +1,11 @@
 """Every op x backend x case: value, coverage of writes, guard bands, versions, equal bits on a rerun; then opcheck."""
 
 import copy
+import math
 
 import pytest
 import torch
-from cases import CASES, LISTS, Case, bands_intact
+from cases import ASCEND, CASES, DESCEND, LISTS, WRITTEN, Case, bands_intact
 from tolerance import assert_elementwise, assert_reduction
 
 from sam_kernels import ops
@@ -88,6 +89,19 @@ def test_value(case: Case, place: tuple[str, str]) -> None:
                     check_reduction(name, value, truth[name], case, dtype)
                 else:
                     assert_elementwise(name, tensors(value), tensors(plain[name]), tensors(truth[name]), dtype)
+
+
+def test_streamed_stores() -> None:
+    """Lists too large for the cache take another path on the CPU: the same checks there, at ragged offsets."""
+    from sam_kernels import _info
+
+    assert 4 * sum(math.prod(shape) for shape in LISTS["streamed"].shapes) >= _info.stream_bytes, "this list would not be streamed"
+    for op, options, names in (
+        ("ascend_", ASCEND, ("sam", "inf", "groups")),
+        ("descend_", DESCEND, ("momentum", "restore", "wsam", "bad_norm")),
+    ):
+        for name in names:
+            test_value(Case(op, f"{name}-streamed", "streamed", options[name], WRITTEN[op]), ("cpp", "cpu"))
 
 
 @pytest.mark.parametrize("option", ["sam", "inf", "zero", "groups", "friendly"])

@@ -4,6 +4,7 @@
 // fp32. Deterministic. The plain direction is compiled apart: it is SAM, and an absent q must not cost a read.
 #include "chunk_loop.h"
 #include "lanes.h"
+#include "stream.h"
 
 namespace samk {
 namespace {
@@ -39,18 +40,17 @@ SAMK_INLINE void norm_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool co
 }
 
 template <class T>
-SAMK_INLINE void perturb_chunk(const Slices<T>& x, const Ascent<T>& ascent) {
-  T *__restrict w = x.w, *__restrict stash = x.stash;
+SAMK_INLINE void perturb_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool stream) {
   const T *g = or_else(x.g, static_cast<const T*>(x.q)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
   const Ascent<T> a = ascent;
-  if (a.scale == T(0))
-    for (int64_t i = 0; i < x.n; ++i) stash[i] = w[i];
-  else
-    for (int64_t i = 0; i < x.n; ++i) {
-      const T clean = w[i];
-      stash[i] = clean;
-      w[i] = a.perturbed(clean, g[i], q[i]);
-    }
+  for (int64_t begin = 0; begin < x.n; begin += kBlock) {
+    const int64_t n = begin + kBlock < x.n ? kBlock : x.n - begin;
+    T* __restrict w = x.w + begin;
+    copy(x.stash + begin, w, n * int64_t(sizeof(T)), stream);
+    if (a.scale == T(0)) continue;
+    for (int64_t i = 0; i < n; ++i) w[i] = a.perturbed(w[i], g[begin + i], q[begin + i]);
+  }
+  if (stream) stream_end();
 }
 
 template <class T>
@@ -60,7 +60,7 @@ SAMK_INLINE void average_chunk(T* __restrict q, const T* __restrict g, int64_t n
 
 #define SAMK_ASCEND_CLONES(T)                                                                                                   \
   SAMK_CLONES void norm_of(const Slices<T>& x, const Ascent<T>& a, bool counted, double* row) { norm_chunk(x, a, counted, row); } \
-  SAMK_CLONES void perturb_of(const Slices<T>& x, const Ascent<T>& a) { perturb_chunk(x, a); }                                  \
+  SAMK_CLONES void perturb_of(const Slices<T>& x, const Ascent<T>& a, bool stream) { perturb_chunk(x, a, stream); }                                  \
   SAMK_CLONES void average_of(T* q, const T* g, int64_t n, T keep, T add, bool first) { average_chunk(q, g, n, keep, add, first); }
 SAMK_ASCEND_CLONES(float)
 SAMK_ASCEND_CLONES(double)
@@ -87,11 +87,12 @@ void ascend(const AscendArgs& args, ParallelFor parallel_for) {
     sq_norm = T(total[kDirection]);
     if (args.gram && table.has(kG)) static_cast<T*>(args.gram)[kGG] = T(total[kGradient]);
   }
+  const bool stream = streams(table, sizeof(T));
   const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps && *args.q_steps == 0;
   for_each_chunk(table, parallel_for, [&](int64_t, const Chunk& chunk) {
     const int32_t group = table.group[chunk.tensor];
     const Slices<T> x = slices(chunk);
-    perturb_of(x, make_ascent(hyper(group), ascent_scale(rho(group), sq_norm, args.normalize, T(args.eps)), direction));
+    perturb_of(x, make_ascent(hyper(group), ascent_scale(rho(group), sq_norm, args.normalize, T(args.eps)), direction), stream);
     if (average) average_of(x.q, x.g, x.n, T(args.ema[0]), T(args.ema[1]), first);
   });
   if (average && args.q_steps) *args.q_steps += 1;

@@ -3,15 +3,12 @@
 // SGD with momentum reads stash, h and the buffer and writes w and the buffer: 20 bytes per element in fp32; 4 more for each
 // norm, for g, and for q read or written. Deterministic. A combination of several lists is built block by block in L1, one plain
 // loop per list, which any compiler vectorises; u = c h alone goes straight into the update.
-#include <cstring>
-
 #include "chunk_loop.h"
 #include "lanes.h"
+#include "stream.h"
 
 namespace samk {
 namespace {
-
-constexpr int64_t kBlock = 1024;  // elements of a combination at a time: 4 or 8 KiB of stack
 
 template <class T>
 struct Slices {  // one chunk, or a block of it
@@ -29,7 +26,7 @@ template <class T>
 struct Options {
   Factors<T> factors;
   Sgd<T> sgd;
-  bool first, decay_at_perturbed;
+  bool first, decay_at_perturbed, stream;
 };
 
 template <class T>
@@ -47,33 +44,35 @@ template <class T>
 SAMK_INLINE void sgd_block(const Slices<T>& x, const Options<T>& options, T factor, const T* u) {
   const T* stash = x.stash ? x.stash : x.w;
   const T* at = options.decay_at_perturbed ? x.w : stash;
-  T *w = x.w, *m = x.m;
+  T updated[kBlock];
+  T *w = options.stream ? updated : x.w, *m = x.m;
   const Sgd<T> sgd = options.sgd;
-  const bool first = options.first;
-  T unused = T(0);
-  if (m) {
+  T none = T(0);
+  if (m)
 #pragma GCC ivdep
-    for (int64_t i = 0; i < x.n; ++i) w[i] = sgd.update(stash[i], at[i], factor * u[i], m[i], first);
-  } else {
+    for (int64_t i = 0; i < x.n; ++i) w[i] = sgd.update(stash[i], at[i], factor * u[i], m[i], options.first);
+  else
 #pragma GCC ivdep
-    for (int64_t i = 0; i < x.n; ++i) w[i] = sgd.update(stash[i], at[i], factor * u[i], unused, first);
-  }
+    for (int64_t i = 0; i < x.n; ++i) w[i] = sgd.update(stash[i], at[i], factor * u[i], none, options.first);
+  if (options.stream) stream_copy(x.w, updated, x.n * int64_t(sizeof(T)));
 }
 
 template <class T>
-SAMK_INLINE void sgd_chunk(const Slices<T>& chunk, const Options<T>& options) {
+SAMK_INLINE void sgd_chunk(const Slices<T>& chunk, Options<T> options) {
   const T(&c)[kOutputs][kInputs] = options.factors.of;
-  if (chunk.h && !chunk.g && !chunk.q) return sgd_block(chunk, options, c[kU][kInH], chunk.h);
-  const bool direct = c[kDirect][kInH] != T(0) || c[kDirect][kInG] != T(0) || c[kDirect][kInQ] != T(0);
+  const bool plain = chunk.h && !chunk.g && !chunk.q;
+  const bool direct = !plain && (c[kDirect][kInH] != T(0) || c[kDirect][kInG] != T(0) || c[kDirect][kInQ] != T(0));
+  options.stream = options.stream && !direct && !options.decay_at_perturbed;  // where w is read too, it is in cache already
   T u[kBlock];
   for (int64_t begin = 0; begin < chunk.n; begin += kBlock) {
     const Slices<T> x = chunk.block(begin, begin + kBlock < chunk.n ? kBlock : chunk.n - begin);
-    combine(options.factors, kU, x, u);
-    sgd_block(x, options, T(1), u);
+    if (!plain) combine(options.factors, kU, x, u);
+    sgd_block(x, options, plain ? c[kU][kInH] : T(1), plain ? x.h : u);
     if (!direct) continue;
     combine(options.factors, kDirect, x, u);
     for (int64_t i = 0; i < x.n; ++i) x.w[i] = options.sgd.direct(x.w[i], u[i]);
   }
+  if (options.stream) stream_end();
 }
 
 // Writes the kept vector and returns its squared norm.
@@ -120,17 +119,19 @@ template <class T>
 void descend(const DescendArgs& args, ParallelFor parallel_for) {
   const TensorTable& table = args.table;
   const Factors<T> factors = factors_of<T>(args, parallel_for);
+  const bool stream = streams(table, sizeof(T));
   double kept_norm[1] = {};
   reduce_chunks(table, parallel_for, kept_norm, [&](const Chunk& c, double* row) {
     const auto at = [&](Operand operand) { return chunk_data<T>(table, c, operand); };
     const Slices<T> x{at(kW), at(kQ), at(kState), at(kStash), at(kH), at(kG), c.end - c.begin};
     if (args.base == kNone || factors.skip) {
-      if (x.stash) std::memcpy(x.w, x.stash, size_t(x.n) * sizeof(T));
+      if (x.stash) copy(x.w, x.stash, x.n * int64_t(sizeof(T)), stream);
+      if (stream) stream_end();
     } else {
       const int32_t group = table.group[c.tensor];
       const double* hyper = args.hyper + group * kSgdHypers;
       const T lr = args.lr ? static_cast<const T*>(args.lr)[group] : T(hyper[kLr]);
-      sgd_of(x, {factors, make_sgd(hyper, lr), args.steps && args.steps[c.tensor] == 0, args.decay_at_perturbed});
+      sgd_of(x, {factors, make_sgd(hyper, lr), args.steps && args.steps[c.tensor] == 0, args.decay_at_perturbed, stream && x.stash});
     }
     if (args.write_q && !factors.skip) row[0] = keep_of(x, factors);
   });
