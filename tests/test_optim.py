@@ -480,3 +480,36 @@ def test_groups_share_with_the_base_and_named_parameters_work() -> None:
     assert opt.param_groups[0]["lr"] == 0.5
     train(net, opt, 1)
     assert "param_names" in opt.state_dict()["param_groups"][0]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_model_cast_or_laid_out_anew_between_steps(backend: str) -> None:
+    """Buffers follow the parameters: stash and momentum in the wrong precision would be silent corruption."""
+    ours, theirs = model(dtype=torch.float32), model(dtype=torch.float32)
+    opt, plain = SAM(ours.parameters(), "sgd", rho=0.0, backend=backend, **MOMENTUM), torch.optim.SGD(theirs.parameters(), **MOMENTUM)
+    for step, change in enumerate((lambda m: m, lambda m: m.double(), lambda m: m.to(memory_format=torch.channels_last))):
+        change(ours), change(theirs)
+        for _ in range(2):
+            opt.step(closure_of(ours, step))
+            plain.zero_grad()
+            closure_of(theirs, step)()
+            for p in theirs.parameters():  # torch's buffers do not follow a cast by themselves
+                if "momentum_buffer" in plain.state[p]:
+                    plain.state[p]["momentum_buffer"] = plain.state[p]["momentum_buffer"].to(p.dtype)
+            plain.step()
+    assert_elementwise("cast", weights(ours), weights(theirs), weights(theirs), torch.float32)
+    assert next(ours.parameters()).dtype == torch.float64
+    clean = weights(ours)
+    closure_of(ours, 0)()
+    opt.param_groups[0]["rho"] = 0.1
+    opt.first_step()
+    opt.restore()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), clean, strict=True))
+
+
+def test_added_parameters_may_not_alias() -> None:
+    w = torch.zeros(4, requires_grad=True)
+    opt = SAM([w], "sgd", lr=0.1)
+    with pytest.raises(ValueError, match="share memory"):
+        opt.add_param_group({"params": [w.detach()[:2].requires_grad_()]})
+    assert len(opt.param_groups) == 1

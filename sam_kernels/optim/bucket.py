@@ -39,6 +39,13 @@ class Bucket:
         self.grads: list[Tensor | None] = [None] * len(params)  # first gradients, where the descent reads them
         self.perturbed: list[int] = []
 
+    def fits(self) -> bool:
+        """Whether the parameters still are where, and of the kind and layout, that the buffers were made for."""
+        return all(
+            p.dtype == self.dtype and p.device == self.device and p.shape == s.shape and p.stride() == s.stride()
+            for p, s in zip(self.params, self.stash, strict=True)
+        )
+
     def momentum(self, state: dict[Tensor, dict[str, Any]]) -> list[Tensor]:
         """The momentum buffers, created on first need from what ``state`` holds and put there as views."""
         if self.buffers is None:

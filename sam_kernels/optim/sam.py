@@ -82,7 +82,8 @@ class SAM(SharedState):
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
         self._fused = fused_name(self.base_optimizer)
-        self._check_backend()
+        self._grad_norm: Tensor | None = None
+        self._check_members()
 
     # ---- the two phases
 
@@ -97,6 +98,8 @@ class SAM(SharedState):
             TypeError, ValueError: sparse or sharded gradients, invalid hyperparameters; nothing has been written.
         """
         self._require_clean("first_step()")
+        if not all(bucket.fits() for bucket in self._get_buckets()):  # the model was moved, cast or laid out anew
+            self._drop_buckets()
         for bucket in self._get_buckets():
             bucket.finish()
         selection = engine.collect(self._get_buckets())
@@ -106,6 +109,7 @@ class SAM(SharedState):
             )
             if self.descent.coefficients.reads("g"):
                 self._keep_gradients(selection, zero_grad)
+            self._grad_norm = selection[0][0].gram[0]
         self._phase = "perturbed" if selection else "empty"
         if zero_grad:
             self.zero_grad(set_to_none=True)
@@ -178,7 +182,7 @@ class SAM(SharedState):
     @property
     def grad_norm(self) -> Tensor | None:
         """Norm of the last first gradient over all parameters, on the device; None before the first step."""
-        return self._buckets[0].gram[0].sqrt() if self._buckets else None
+        return None if self._grad_norm is None else self._grad_norm.sqrt()
 
     # ---- descent
 

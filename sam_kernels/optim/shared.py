@@ -36,7 +36,8 @@ class SharedState(Optimizer):
         self.base_optimizer.add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
+            self._check_members()
+        except (TypeError, ValueError, RuntimeError):
             del self.param_groups[before:]
             raise
         self._drop_buckets()
@@ -99,7 +100,8 @@ class SharedState(Optimizer):
             self._buckets = [Bucket(params, rows) for params, rows in members.values()]
         return self._buckets
 
-    def _check_backend(self) -> None:
+    def _check_members(self) -> None:
+        """No parameter may share memory with another, and the backend that was asked for must serve them all."""
         params = [p for group in self.param_groups for p in group["params"]]
         check_aliasing({"params": params}, {})
         if self.backend is not None:
