@@ -326,7 +326,7 @@ def test_add_param_group_takes_all_defaults_and_keeps_momentum(place: tuple[str,
     held, before = [opt.state[p]["momentum_buffer"].clone() for p in params[:2]], weights(net)
     train(net, opt, 1, start=2)
     assert all(not torch.equal(x, p) for x, p in zip(before, params, strict=True))
-    for p, w, m in zip(params[:2], before, held, strict=True):  # the old group goes on from its momentum, not from none
+    for p, w, m in zip(params[:2], before[:2], held, strict=True):  # the old group goes on from its momentum, not from none
         assert torch.allclose(opt.state[p]["momentum_buffer"], p.grad + 5e-3 * w + 0.9 * m)
     with pytest.raises(ValueError, match="rho is -1"):
         opt.add_param_group({"params": [torch.zeros(2, requires_grad=True, device=device)], "rho": -1.0})
