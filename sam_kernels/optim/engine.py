@@ -97,8 +97,7 @@ def ascend_all(selection: Selection, groups: list[Group], direction: tuple[float
 
 def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float, float], backend: str | None) -> None:
     """Global |c d|^2 over the groups with rho != 0 and |g|^2 over all, written into every bucket."""
-    home, dtype = selection[0][0].device, max((b.accumulator for b, _, _ in selection), key=lambda d: torch.finfo(d).bits)
-    total = torch.zeros(2, dtype=dtype, device=home)
+    total = torch.zeros(2, dtype=torch.float64, device=selection[0][0].device)
     for bucket, indices, grads in selection:
         function = implementation(INNER_PRODUCTS, bucket, backend)
         for row, group in enumerate(groups):
@@ -111,7 +110,9 @@ def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float
             weighted = function(g, [], [], weights, float(group["eta"]))[0] if weights else plain
             rho = torch.as_tensor(group["rho"], device=bucket.device).reshape(())
             counted = torch.where(rho != 0, weighted * direction[0] ** 2, torch.zeros_like(weighted))
-            total += torch.stack((counted, plain)).to(home, dtype)
+            total += torch.stack((counted, plain)).to(total)
+    if any(bucket.accumulator == torch.float32 for bucket, _, _ in selection):
+        total = total.float()  # a norm that overflows in one bucket overflows in all: they skip together
     for bucket, _, _ in selection:
         bucket.sq_norm.copy_(total[:1])
         bucket.gram[:1].copy_(total[1:])
