@@ -7,7 +7,7 @@ TORCH = torch==2.13.0
 PEER = pytorch_optimizer==4.1.0
 
 ifeq ($(ENV),system)
-PY = PYTHONPATH=$(CURDIR) python3
+PY = PYTHONPATH="$(CURDIR)" python3
 INSTALLED =
 else
 PY = .venv/bin/python

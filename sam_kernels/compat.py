@@ -21,7 +21,7 @@ class SAM(_SAM):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Ascend with the gradients present, run the closure once at the perturbed weights, descend. Returns None."""
         if closure is None:
-            return super().step()
+            return self._finish()
         self.first_step(zero_grad=True)
         try:
             with torch.enable_grad():

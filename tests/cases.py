@@ -65,7 +65,9 @@ LISTS: dict[str, Lists] = {name: Lists(tuple(shapes)) for name, shapes in SHAPES
     "every_offset": Lists((*((40 + i,) for i in range(17)), (8200,), (16390,)), ragged=True),
     "strided": Lists(((2, 3, 4, 5), (6, 7), (8,)), strided=True),
     "many": Lists(tuple(MANY)),
-    "streamed": Lists(((7,), (700_001,), (1000, 400), (64,)), ragged=True),  # beyond what the CPU kernels expect to stay in cache
+    "streamed": Lists(
+        ((64,), (700_001,), (7,), (1000, 400), (3,), (65,)), ragged=True
+    ),  # beyond what the CPU kernels expect to stay in cache
 }
 NAN, INF = float("nan"), float("inf")
 
@@ -135,6 +137,7 @@ ASCEND: dict[str, Callable[[Lists], Kwargs]] = {
     "friendly_first": lambda x: _friendly(x, 0.0),
     "friendly": lambda x: _friendly(x, 3.0),
     "ema_alone": lambda x: _ascend(x, q=x.make("q", fill=NAN), ema=(0.6, 0.4), q_steps=torch.zeros(1)),
+    "unused_g_is_inf": lambda x: _ascend(x, grads=spoil(x.make("g"), INF), q=x.make("q"), direction=(0.0, 1.0)),
     "momentum": lambda x: _ascend(x, grads=None, q=x.make("q"), direction=(0.0, -1.0)),
     "device_direction": lambda x: _ascend(x, q=x.make("q"), direction=torch.tensor([0.7, -0.2]), normalize=False),
     "adaptive_direction": lambda x: _ascend(x, q=x.make("q"), direction=(0.5, 0.25), adaptive=True),
@@ -196,6 +199,19 @@ DESCEND: dict[str, Callable[[Lists], Kwargs]] = {
     "looksam_reuse": lambda x: _momentum(
         x, coefficients=LOOK_REUSE, h=None, stash=None, g=x.make("g", 0.1), q=x.make("q"), gram=gram(qq=3.0), given=("qq",)
     ),
+    "direct_alone": lambda x: _momentum(x, coefficients=Combination(u={"h": 1.0}, direct={"h": 2.0}), maximize=True),
+    "no_u": lambda x: _momentum(x, coefficients=Combination(u={}), h=spoil(x.make("h"), INF)),
+    "three_lists_clipped": lambda x: _momentum(
+        x, coefficients=Combination(u={"h": 1.0, "g": 0.5, "q": -0.7}), g=x.make("g", 0.1), q=x.make("q", 0.2), max_norm=0.3, gram=gram()
+    ),
+    "g_and_q_clipped": lambda x: _momentum(
+        x, coefficients=Combination(u={"g": 0.5, "q": -0.7}), h=None, g=x.make("g", 0.1), q=x.make("q", 0.2), max_norm=0.3, gram=gram()
+    ),
+    "h_and_q_clipped": lambda x: _momentum(
+        x, coefficients=Combination(u={"h": 0.5, "q": -0.7}), q=x.make("q", 0.2), max_norm=0.3, match_norm=False, gram=gram()
+    ),
+    "wsam_maximize": lambda x: _momentum(x, coefficients=WSAM, g=x.make("g", 0.1), maximize=True),
+    "restore_ignores_norms": lambda x: {"params": x.make("w"), "stash": x.make("stash"), "base": "none", "match_norm": True, "max_norm": 1.0},
     "vsam_refresh": lambda x: _descend(x, coefficients=VSAM_REFRESH, g=x.make("g", 0.1), q=x.make("q"), gram=gram()),
     "restore_keep_q": lambda x: {
         "params": x.make("w"), "stash": x.make("stash"), "h": x.make("h"), "g": x.make("g"), "q": x.make("q", fill=NAN), "base": "none",

@@ -104,6 +104,44 @@ def test_streamed_stores() -> None:
             test_value(Case(op, f"{name}-streamed", "streamed", options[name], WRITTEN[op]), ("cpp", "cpu"))
 
 
+def test_equal_bits_for_any_number_of_threads() -> None:
+    runs = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(
+                [run(case, "cpp", torch.float32) for case in CASES if case.id in ("ghq-small", "stable-chunk_edges", "sam-chunk_edges")]
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        for (kwargs, out), (kwargs_1, out_1) in zip(other, runs[0], strict=True):
+            assert out is None or torch.equal(out, out_1)
+            assert all(
+                torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0))
+                for n in kwargs
+                for x, y in zip(tensors(kwargs[n]), tensors(kwargs_1[n]), strict=True)
+            )
+
+
+def test_native_ops_protect_memory_whoever_calls() -> None:
+    """The public op without the public function's checks: refused, not a crash."""
+    w, g = [torch.ones(3)], [torch.ones(3)]
+    hyper = [0.1, 0.0, 0.0, 0.0]
+    with pytest.raises(RuntimeError, match="stash is empty"):
+        torch.ops.sam_kernels.ascend_(
+            w, g, [], [], torch.zeros(1), None, None, None, None, [0], hyper, [1.0, 0.0], [], 0.0, True, False, "cpp"
+        )
+    sgd, flat = [0.1, 0.0, 0.0, 0.0, 0.0, 0.0], list(ops.Combination().flat)
+    for gram, needed, message in ((torch.zeros(6), 1, "a list that a norm needs is empty"), (None, 4, "gram is needed")):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.sam_kernels.descend_(
+                w, [], g, [], [], [], None, gram, None, None, None, [0], sgd, "sgd", flat, False, True, 1.0, False, needed, 0, "cpp"
+            )
+    assert torch.equal(w[0], torch.ones(3))
+
+
 @pytest.mark.parametrize("option", ["sam", "inf", "zero", "groups", "friendly"])
 def test_stash_and_restore_keep_every_bit(option: str, place: tuple[str, str]) -> None:
     backend, device = place

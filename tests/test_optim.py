@@ -182,6 +182,23 @@ def test_stable_with_a_generic_base(place: tuple[str, str]) -> None:
         assert_elementwise("stable", weights(net), weights(plain), weights(truth), torch.float32)
 
 
+def test_descent_whose_basis_needs_g(place: tuple[str, str]) -> None:
+    """u = (1 + g.h/|h|^2 / 2) h reads g only through a norm; a direct term stands beside an update that reads h alone."""
+    backend, device = place
+    g, h = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])
+    for rule, expected in (
+        (Combination(u={"h": (1.0, 0.0, 0.5)}), 1 - 0.1 * (1 + 0.5 * (g @ h) / (h @ h)) * h),
+        (Combination(u={"h": 1.0}, direct={"h": 2.0}), 1 - 0.1 * 3 * h),
+    ):
+        w = torch.ones(2, device=device, requires_grad=True)
+        opt = SAM([w], "sgd", lr=0.1, descent=rules.Descent(rule), backend=backend)
+        w.grad = g.to(device)
+        opt.first_step(zero_grad=True)
+        w.grad = h.to(device)
+        opt.second_step()
+        assert torch.allclose(w.detach().cpu(), expected)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_descent_that_reads_g(fused: bool, place: tuple[str, str]) -> None:
     """GSAM as a descent rule, on the fused and on the generic path: the first gradient is kept, whoever overwrites ``.grad``."""

@@ -38,6 +38,12 @@ SAMK_HD void gram_terms(T g, T h, T q, T* term) {
   term[kQQ] = q * q;
 }
 
+// value + c x, where a zero c keeps whatever x holds out of it
+template <class T>
+SAMK_HD T add_term(T c, T x, T value) {
+  return c != T(0) ? fused(c, x, value) : value;
+}
+
 template <class T>
 SAMK_HD T adaptive_scale(T w, T eta) {
   return (w < T(0) ? -w : w) + eta;
@@ -52,9 +58,9 @@ struct Ascent {
   T scale, eta, direction[2];  // direction: factors of g and q, sign of `maximize` included
   bool adaptive;
 
-  // c(w) d; kernels hand in something finite for a list whose factor is 0
+  // c(w) d
   SAMK_HD T weighted(T w, T g, T q) const {
-    const T d = fused(direction[1], q, direction[0] * g);
+    const T d = add_term(direction[1], q, add_term(direction[0], g, T(0)));
     return adaptive ? adaptive_scale(w, eta) * d : d;
   }
   SAMK_HD T perturbed(T w, T g, T q) const {
@@ -96,9 +102,7 @@ struct Factors {
 
   SAMK_HD T combine(DescendOutput output, T h, T g, T q) const {
     const T(&c)[kInputs] = of[output];
-    T value = c[kInH] != T(0) ? fused(c[kInH], h, T(0)) : T(0);
-    value = c[kInG] != T(0) ? fused(c[kInG], g, value) : value;
-    return c[kInQ] != T(0) ? fused(c[kInQ], q, value) : value;
+    return add_term(c[kInQ], q, add_term(c[kInG], g, add_term(c[kInH], h, T(0))));
   }
 };
 

@@ -22,7 +22,7 @@ template <class T>
 SAMK_INLINE void norm_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool counted, double* row) {
   Lanes<T, kAscendSums> lanes;
   const T *w = x.w, *g = or_else(x.g, static_cast<const T*>(x.w)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
-  if (ascent.adaptive || ascent.direction[1] != T(0))
+  if (ascent.adaptive || ascent.direction[0] == T(0) || ascent.direction[1] != T(0))
     lanes.add(x.n, [=](int64_t i, T* out) __attribute__((always_inline)) {
       const T cd = ascent.weighted(w[i], g[i], q[i]);
       out[kDirection] = cd * cd;

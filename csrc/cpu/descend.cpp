@@ -36,7 +36,7 @@ SAMK_INLINE void combine(const Factors<T>& factors, DescendOutput output, const 
   for (int k = 0; k < kInputs; ++k) {
     const T c = factors.of[output][k], *in = inputs[k];
     if (c != T(0) && in)
-      for (int64_t i = 0; i < x.n; ++i) out[i] = fused(c, in[i], out[i]);
+      for (int64_t i = 0; i < x.n; ++i) out[i] = add_term(c, in[i], out[i]);
   }
 }
 
@@ -60,8 +60,8 @@ SAMK_INLINE void sgd_block(const Slices<T>& x, const Options<T>& options, T fact
 template <class T>
 SAMK_INLINE void sgd_chunk(const Slices<T>& chunk, Options<T> options) {
   const T(&c)[kOutputs][kInputs] = options.factors.of;
-  const bool plain = chunk.h && !chunk.g && !chunk.q;
-  const bool direct = !plain && (c[kDirect][kInH] != T(0) || c[kDirect][kInG] != T(0) || c[kDirect][kInQ] != T(0));
+  const bool direct = c[kDirect][kInH] != T(0) || c[kDirect][kInG] != T(0) || c[kDirect][kInQ] != T(0);
+  const bool plain = chunk.h && !chunk.g && !chunk.q && !direct && c[kU][kInH] != T(0);
   options.stream = options.stream && !direct && !options.decay_at_perturbed;  // where w is read too, it is in cache already
   T u[kBlock];
   for (int64_t begin = 0; begin < chunk.n; begin += kBlock) {

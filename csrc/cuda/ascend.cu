@@ -41,7 +41,7 @@ __device__ __forceinline__ T reduce_norm(const AscendArgs& args, const T (&direc
     if (!counted && !wants_gram) continue;
     const Ascent<T> ascent = make_ascent(args.hyper + group * kAscendHypers, T(0), direction);
     const int reads = lists | (ascent.adaptive ? bit(kW) : 0);
-    walk<bit(kW) | bit(kG) | bit(kQ), 0, 4, T>(table, chunk, reads, 0, [&](const T(&x)[kOperands]) {
+    walk<bit(kW) | bit(kG) | bit(kQ), 0, 3, T>(table, chunk, reads, 0, [&](const T(&x)[kOperands]) {
       const T cd = ascent.weighted(x[kW], x[kG], x[kQ]);
       direction_sum += counted ? cd * cd : T(0);
       gradient_sum += x[kG] * x[kG];

@@ -29,6 +29,7 @@ void ascend(TensorList params, TensorList grads, TensorList stash, TensorList q,
   STD_TORCH_CHECK(direction.size() == 2 && (ema.empty() || ema.size() == 2), "direction and ema hold two factors each");
   STD_TORCH_CHECK(params.empty() || ema.empty() || !(q.empty() || grads.empty()), "ema needs q and grads");
   STD_TORCH_CHECK(params.empty() || !(q.empty() && grads.empty()), "no direction is given");
+  STD_TORCH_CHECK(params.empty() || !stash.empty(), "stash is empty");
   AscendArgs args{};
   args.table = table.view();
   args.dtype = params.empty() ? dtype_of(sq_norm) : table.dtype();
@@ -78,7 +79,11 @@ void descend(TensorList params, TensorList stash, TensorList h, TensorList g, Te
   args.found_inf = static_cast<const float*>(scalar(found_inf, 1, nullptr, "found_inf"));
   args.steps = static_cast<float*>(scalar(steps, args.table.count, nullptr, "steps"));
   STD_TORCH_CHECK(coefficients.size() == kCoefficients, "expected ", kCoefficients, " coefficients, got ", coefficients.size());
-  STD_TORCH_CHECK(args.gram || !(needed || write_q), "gram is needed for these coefficients");
+  STD_TORCH_CHECK(args.gram || !(needed || write_q || match_norm || is_finite(max_norm)), "gram is needed for these coefficients");
+  constexpr int involves_g = 1 << kGG | 1 << kGH | 1 << kGQ, involves_h = 1 << kGH | 1 << kHH | 1 << kHQ, involves_q = 1 << kGQ | 1 << kHQ | 1 << kQQ;
+  const int reduced = params.empty() ? 0 : args.reduced();
+  STD_TORCH_CHECK(!(reduced & involves_g && g.empty()) && !(reduced & involves_h && h.empty()) && !(reduced & involves_q && q.empty()),
+                  "a list that a norm needs is empty");
   STD_TORCH_CHECK(!write_q || !q.empty(), "q is written but absent");
   STD_TORCH_CHECK(args.base == kNone || !(h.empty() && g.empty() && q.empty()) || params.empty(), "no gradient list is given");
   Backend::run(args, groups, workspace, device, stream);

@@ -49,7 +49,8 @@ def load() -> None:
 
 def _load_library(backend: str, path: Path) -> str | None:
     if not path.exists():
-        return build_info()[backend]
+        said = build_info()[backend]
+        return f"{path.name} is missing although it was built: build again" if said.startswith("built") else said
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -83,15 +84,14 @@ def _tail(like: Tensor, tensors: int) -> tuple[Tensor, int, int]:
 
 
 def _workspace(device: int, stream: int, tensors: int) -> Tensor:
-    """Zeroed once and kept per device and stream: kernels leave their counters at zero. C++ refuses one that is too small.
+    """Device memory that is zero before its first use; kernels leave their counters at zero. C++ refuses one that is too small.
 
-    Nothing is ever freed, since a captured graph may still point to an older workspace; and none is made during capture, where it
-    would live in the graph's memory and be zeroed only by a replay.
+    Eager calls share one per device and stream. Under graph capture every call gets its own, zeroed by the graph itself, so that
+    graphs may be replayed side by side. Nothing is ever freed: a graph may still point to it.
     """
     needed = (1 << 19) + 256 * tensors
-    kept = _WORKSPACES.setdefault((device, stream), [])
-    if not kept or kept[-1].numel() < needed:
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("the first step on this stream is inside a graph capture; run one step on it before capturing")
+    capturing = torch.cuda.is_current_stream_capturing()
+    kept = _WORKSPACES.setdefault((device, -1 if capturing else stream), [])
+    if capturing or not kept or kept[-1].numel() < needed:
         kept.append(torch.zeros(2 * needed, dtype=torch.uint8, device=f"cuda:{device}"))
     return kept[-1]

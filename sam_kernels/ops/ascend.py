@@ -106,6 +106,8 @@ def ascend_(
     check_aliasing({"params": params, "stash": stash, "q": q if ema else None}, {"grads": grads, "q": None if ema else q})
     like = params[0] if params else None
     dtype = accumulator(like.dtype) if like is not None else torch.float32
+    if ema is not None and len(ema) != 2:
+        raise ValueError(f"ema is {ema}; expected two factors, of q and of g")
     columns: dict[str, Any] = {"rho": 0.0 if isinstance(rho, Tensor) else rho, "eta": eta, "adaptive": adaptive, "maximize": maximize}
     rows, groups = check_group(group, len(params), columns)
     hyper = hyper_table(groups, columns, nonnegative=("rho", "eta"))

@@ -41,6 +41,9 @@ class Combination:
     direct: Mapping[str, Vector] = field(default_factory=dict)
     q: Mapping[str, Vector] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.flat  # noqa: B018  (an unknown input or a bad vector is an error here, not in the middle of a step)
+
     @cached_property
     def flat(self) -> tuple[float, ...]:
         """The 45 floats in the order [output][input][basis]."""

@@ -117,7 +117,11 @@ def descend_(
         raise ValueError(f"base is {base!r}, decay_at is {decay_at!r}; expected one of {tuple(HYPER)} and 'clean' or 'perturbed'")
     lists = {"h": h, "g": g, "q": q}
     check_lists("params", {"params": params, "stash": stash, "momentum_buffers": momentum_buffers, **lists})
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm!r}; expected a number > 0, infinity for no clipping")
     flat, write_q = coefficients.flat, coefficients.writes_q()
+    if base == "none":  # nothing sees u
+        match_norm, max_norm = False, inf
     needed, known = check_sources(coefficients, lists, match_norm, max_norm, given, gram, idle=base == "none" and not write_q)
     check_aliasing({"params": params, "momentum_buffers": momentum_buffers, "q": q if write_q else None},
                    {"stash": stash, "h": h, "g": g, "q": None if write_q else q})  # fmt: skip

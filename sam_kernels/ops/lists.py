@@ -33,7 +33,7 @@ def check_lists(anchor: str, lists: Mapping[str, Sequence[Tensor] | None]) -> No
                 )
             if x.shape != like.shape:
                 raise ValueError(f"{name}[{i}] has shape {tuple(x.shape)} but {anchor}[{i}] has {tuple(like.shape)}")
-            if x.stride() != like.stride() and x.numel() > 1:
+            if not same_layout(x, like):
                 raise ValueError(
                     f"{name}[{i}] has strides {x.stride()} but {anchor}[{i}] has {like.stride()}; "
                     f"copy it into the same layout: torch.empty_like({anchor}[{i}]).copy_({name}[{i}])"
@@ -67,6 +67,13 @@ def is_dense(x: Tensor) -> bool:
     return True
 
 
+def same_layout(x: Tensor, like: Tensor) -> bool:
+    """Whether elements sit at equal offsets: equal strides, those of dimensions of size 1 aside."""
+    if x.stride() == like.stride() or x.numel() < 2:
+        return True
+    return all(a == b or n == 1 for a, b, n in zip(x.stride(), like.stride(), x.shape, strict=True))
+
+
 def check_aliasing(written: Mapping[str, Iterable[Tensor] | None], read: Mapping[str, Iterable[Tensor] | None]) -> None:
     """No written tensor may share memory with any other tensor of the call."""
     spans = []
@@ -97,7 +104,7 @@ def check_scalar(name: str, x: Tensor | None, like: Tensor | None, numel: int, d
         raise TypeError(f"{name} is {type(x).__name__}; expected a torch.Tensor")
     if like is None:  # empty lists: nothing to match
         return
-    if x.dtype != dtype or x.numel() != numel or not x.is_contiguous() or x.device != like.device:
+    if x.dtype != dtype or x.shape != (numel,) or not x.is_contiguous() or x.device != like.device:
         raise ValueError(
             f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}; expected {numel} contiguous elements of {dtype} on {like.device}"
         )
@@ -127,8 +134,15 @@ def hyper_table(groups: int, columns: Mapping[str, PerGroup], nonnegative: Seque
     values = {name: list(value) if isinstance(value, Sequence) else [value] * groups for name, value in columns.items()}
     for name, column in values.items():
         for x in column:
-            if not isinstance(x, int | float) or not math.isfinite(x):
+            if not _is_finite_number(x):
                 raise ValueError(f"{name} is {x!r}; expected a finite number")
             if name in nonnegative and x < 0:
                 raise ValueError(f"{name} is {x}; expected a number >= 0")
     return [float(values[name][g]) for g in range(groups) for name in columns]
+
+
+def _is_finite_number(x: object) -> bool:
+    try:
+        return math.isfinite(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return False

@@ -25,15 +25,18 @@ def build_base(base: Any, groups: list[dict[str, Any]], kwargs: dict[str, Any]) 
             raise ValueError(
                 f"base_optimizer holds {len(theirs)} parameters, params {len(ours)}, and they are not the same; build both from one list"
             )
-        _refuse_rho(type(base))
+        _refuse_unfit(type(base))
         return base
     if not (inspect.isclass(base) and issubclass(base, Optimizer)):
         raise TypeError(f"base_optimizer is {base!r}; expected a torch.optim.Optimizer class, an instance, or one of {tuple(NAMES)}")
-    _refuse_rho(base)
+    _refuse_unfit(base)
     return base(groups, **kwargs)
 
 
-def _refuse_rho(cls: type[Optimizer]) -> None:
+def _refuse_unfit(cls: type[Optimizer]) -> None:
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(f"{cls.__name__}.step needs a closure of its own, so it cannot be the base of a two-pass step; use another base")
     if "rho" in inspect.signature(cls.__init__).parameters:
         raise ValueError(
             f"{cls.__name__} has a hyperparameter rho of its own, and one group key cannot hold two; "

@@ -38,6 +38,7 @@ class Bucket:
         self.gram = torch.zeros(6, dtype=self.accumulator, device=self.device)
         self.grads: list[Tensor | None] = [None] * len(params)  # first gradients, where the descent reads them
         self.perturbed: list[int] = []
+        self.addresses = [p.data_ptr() for p in params]
 
     def fits(self) -> bool:
         """Whether the parameters still are where, and of the kind and layout, that the buffers were made for."""
@@ -46,28 +47,38 @@ class Bucket:
             for p, s in zip(self.params, self.stash, strict=True)
         )
 
-    def momentum(self, state: dict[Tensor, dict[str, Any]]) -> list[Tensor]:
-        """The momentum buffers, created on first need from what ``state`` holds and put there as views."""
+    def moved(self) -> bool:
+        """Whether a parameter has changed its storage since the last call."""
+        before, self.addresses = self.addresses, [p.data_ptr() for p in self.params]
+        return before != self.addresses
+
+    def momentum(self, state: dict[Tensor, dict[str, Any]], indices: list[int]) -> list[Tensor]:
+        """The momentum buffers of these parameters. ``state`` is the truth: what others put there or took away is taken over."""
         if self.buffers is None:
             self.buffers = flat_views(self.params)
-            loaded = []
-            for p, view in zip(self.params, self.buffers, strict=True):
-                old = state[p].get("momentum_buffer")
-                view.zero_() if old is None else view.copy_(old)
-                loaded.append(float(old is not None))
-                state[p]["momentum_buffer"] = view
-            self.steps.copy_(torch.tensor(loaded))
-        return self.buffers
+        fresh: list[int] = []
+        loaded: list[int] = []
+        for i in indices:
+            entry, view = state[self.params[i]], self.buffers[i]
+            old = entry.get("momentum_buffer")
+            if old is view:
+                continue
+            if old is not None:
+                view.copy_(old)
+            (fresh if old is None else loaded).append(i)
+            entry["momentum_buffer"] = view
+        for changed, count in ((fresh, 0.0), (loaded, 1.0)):
+            if changed:
+                self.steps[torch.tensor(changed, device=self.device)] = count
+        return self.pick(self.buffers, indices)
 
     def publish(self, state: dict[Tensor, dict[str, Any]]) -> None:
         """Make ``state`` say what torch's own optimizer would: a buffer only where an update has written it. Waits for the device."""
         if self.buffers is None:
             return
         for p, view, count in zip(self.params, self.buffers, self.steps.tolist(), strict=True):
-            if count:
-                state[p]["momentum_buffer"] = view
-            else:
-                state.pop(p, None)
+            if not count and state.get(p, {}).get("momentum_buffer") is view:
+                del state[p]
 
     def kept(self, indices: list[int]) -> list[Tensor]:
         """The first gradients of these parameters; one that had none then counts as zero."""

@@ -16,7 +16,7 @@ from ..ops import ascend, descend
 from ..ops.bases import HYPER
 from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.inner_products import OP as INNER_PRODUCTS
-from ..ops.lists import hyper_table
+from ..ops.lists import hyper_table, same_layout
 from ..registry import Op
 from .bucket import Bucket
 from .rules import Descent
@@ -51,7 +51,9 @@ def _checked(p: Tensor, grad: Tensor) -> Tensor:
         )
     if type(grad) is not Tensor and hasattr(grad, "to_local"):
         raise TypeError(f"a gradient of shape {tuple(p.shape)} is a {type(grad).__name__}; sharded gradients are not supported")
-    if grad.stride() != p.stride() and grad.numel() > 1:
+    if grad.dtype != p.dtype:
+        raise TypeError(f"a gradient of shape {tuple(p.shape)} is {grad.dtype} but its parameter is {p.dtype}; expected equal dtypes")
+    if not same_layout(grad, p):
         return torch.empty_like(p).copy_(grad)
     return grad
 
@@ -63,7 +65,7 @@ def column(groups: list[Group], key: str, bucket: Bucket, capturable: bool) -> t
         like = bucket.sq_norm.new_empty(())
         parts = [x.to(like).reshape(()) if isinstance(x, Tensor) else torch.full_like(like, float(x)) for x in values]
         return [0.0] * len(values), torch.stack(parts)
-    return [float(x) for x in values], None
+    return values, None  # hyper_table checks them
 
 
 def ascent_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
@@ -125,7 +127,7 @@ def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend:
     if len(selection) > 1 and needed & ~given:
         total = torch.zeros(6, dtype=torch.float64, device=selection[0][0].device)
         for bucket, indices, grads in selection:
-            g = bucket.kept(indices) if rule.coefficients.reads("g") else []
+            g = bucket.kept(indices) if rule.keeps_g(max_norm) else []
             total += implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0).to(total)
         for bucket, _, _ in selection:
             bucket.gram[1:].copy_(total[1:])
@@ -135,34 +137,40 @@ def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend:
 
 def sgd_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
     lr, lr_device = column(groups, "lr", bucket, capturable)
-    columns: dict[str, Sequence[float]] = {key: [float(group[key]) for group in groups] for key in HYPER["sgd"]}
+    columns: dict[str, Sequence[float]] = {key: [group[key] for group in groups] for key in HYPER["sgd"]}
     return hyper_table(len(groups), {**columns, "lr": lr}, nonnegative=("lr", "momentum", "weight_decay")), lr_device
 
 
 def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_norm: float, state: dict[Tensor, dict[str, Any]],
                 skip_on: bool, backend: str | None, capturable: bool) -> None:  # fmt: skip
-    """Restore, combine and update in one launch per bucket. ``skip_on``: the ascent's norm decides whether the step counts."""
+    """Restore, combine and update in one launch per bucket. ``skip_on``: a first gradient that is not finite skips the step."""
     tables = [sgd_table(groups, bucket, capturable) for bucket, _, _ in selection]
     needed, given = descent_norms(selection, rule, max_norm, backend)
-    keep_g = rule.coefficients.reads("g")
+    if skip_on:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
+        needed, given = needed | entry_mask(["gg"]), given | entry_mask(["gg"])
+    keep_g = rule.keeps_g(max_norm)
     for (bucket, indices, grads), (hyper, lr) in zip(selection, tables, strict=True):
         whole = len(indices) == len(bucket.params)
-        buffers = bucket.momentum(state) if any(group["momentum"] for group in groups) else None
+        buffers = bucket.momentum(state, indices) if any(group["momentum"] for group in groups) else []
         steps = bucket.steps if whole else bucket.steps[torch.tensor(indices, device=bucket.device)]
-        params, stash, state_list = (bucket.pick(x, indices) for x in (bucket.params, bucket.stash, buffers))
+        params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
         g = bucket.kept(indices) if keep_g else []
         rows = bucket.pick(bucket.rows, indices)
         implementation(descend.OP, bucket, backend)(
-            params, stash, grads, g, [], state_list, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
+            params, stash, grads, g, [], buffers, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
             hyper, "sgd", rule.coefficients.flat, False, rule.match_norm, max_norm, False, needed, given,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*params, *state_list])
+        torch.autograd.graph.increment_version([*params, *buffers])
         if not whole:
             bucket.steps[torch.tensor(indices, device=bucket.device)] = steps
 
 
 def restore(bucket: Bucket, indices: list[int], backend: str | None) -> None:
     if not indices:
+        return
+    if not bucket.fits():  # moved, cast or laid out anew while perturbed: the clean values are right all the same
+        for i in indices:
+            bucket.params[i].copy_(bucket.stash[i])
         return
     params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
     rows = [0] * len(indices)
@@ -179,6 +187,6 @@ def has_limit(max_norm: float | None) -> float:
     """``max_norm`` as a number: None means no limit."""
     if max_norm is None:
         return inf
-    if not isfinite(max_norm) or max_norm <= 0:
-        raise ValueError(f"max_norm is {max_norm}; expected a number > 0, or None for no clipping")
+    if not isinstance(max_norm, int | float) or not isfinite(max_norm) or max_norm <= 0:
+        raise ValueError(f"max_norm is {max_norm!r}; expected a number > 0, or None for no clipping")
     return float(max_norm)

@@ -19,7 +19,8 @@ def step_base(base: Optimizer, selection: engine.Selection, rule: Descent, max_n
     u, finite = combined_gradients(selection, rule, max_norm, backend)
     for bucket, indices, _ in selection:
         engine.restore(bucket, indices, backend)
-    good = torch.isfinite(selection[0][0].sq_norm[0]) if ascended else torch.ones((), dtype=torch.bool)
+    norms = selection[0][0]
+    good = torch.isfinite(norms.sq_norm[0] + norms.gram[0]) if ascended else torch.ones((), dtype=torch.bool)
     if not bool(good if finite is None else good & finite.to(good.device)):
         return
     params = [bucket.params[i] for bucket, indices, _ in selection for i in indices]
@@ -42,14 +43,14 @@ def combined_gradients(
         return [grads for _, _, grads in selection], None
     out, finite = [], None
     for bucket, indices, grads in selection:
-        g = bucket.kept(indices) if rule.coefficients.reads("g") else []
+        g = bucket.kept(indices) if rule.keeps_g(max_norm) else []
         if needed & ~given:
             fresh = engine.implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0)
             bucket.gram[1:].copy_(fresh[1:])
         used = torch.stack([bucket.gram[k] for k in range(6) if needed >> k & 1]) if needed else bucket.gram[:0]
         here = torch.isfinite(used).all()
         finite = here if finite is None else finite & here.to(finite.device)
-        factors = resolve(rule.coefficients.flat, bucket.gram, rule.match_norm, max_norm)[0].to(bucket.dtype)
-        u = [x * factors[0] for x in grads]
-        out.append([a + factors[1] * b for a, b in zip(u, g, strict=True)] if g else u)
+        factors = resolve(rule.coefficients.flat, bucket.gram, rule.match_norm, max_norm)[0]
+        u = [(x * factors[0]).to(x.dtype) for x in grads]
+        out.append([(a + factors[1] * b).to(a.dtype) for a, b in zip(u, g, strict=True)] if g else u)
     return out, finite

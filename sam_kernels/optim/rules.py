@@ -14,6 +14,7 @@ schedule   which steps have a second pass                         ``EveryStep``
 from dataclasses import dataclass
 
 from ..ops import Combination
+from ..ops.coefficients import entry_mask, needed_entries
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,14 @@ class Descent:
     match_norm: bool = False
 
     def __post_init__(self) -> None:
-        if self.coefficients.reads("q") or any(self.coefficients.q.values()):
+        entries = needed_entries(self.coefficients, self.match_norm, 1.0)
+        if self.coefficients.reads("q") or self.coefficients.writes_q() or entries & entry_mask(["gq", "hq", "qq"]):
             raise ValueError("descent coefficients involve q, a vector kept across steps; this optimizer keeps none: use h and g only")
+
+    def keeps_g(self, max_norm: float) -> bool:
+        """Whether the first gradient itself, not only its norm, is needed in the second phase."""
+        entries = needed_entries(self.coefficients, self.match_norm, max_norm)
+        return self.coefficients.reads("g") or bool(entries & entry_mask(["gh"]))
 
 
 @dataclass(frozen=True)

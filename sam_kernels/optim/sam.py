@@ -73,6 +73,10 @@ class SAM(SharedState):
         super().__init__(params, dict(self._own_defaults))
         for group in self.param_groups:
             check_group(group)
+        if not 0 <= perturb_eps < float("inf"):
+            raise ValueError(f"perturb_eps is {perturb_eps!r}; expected a finite number >= 0")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module, or None")
         self.base_optimizer = build_base(base_optimizer, self.param_groups, base_kwargs)
         self._share()
         self.defaults = {**self.base_optimizer.defaults, **self._own_defaults}
@@ -82,6 +86,10 @@ class SAM(SharedState):
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
         self._fused = fused_name(self.base_optimizer)
+        if self._fused is None and any(self.descent.coefficients.flat[15:30]):
+            raise ValueError(
+                f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use torch.optim.SGD"
+            )
         self._grad_norm: Tensor | None = None
         self._check_members()
 
@@ -98,8 +106,7 @@ class SAM(SharedState):
             TypeError, ValueError: sparse or sharded gradients, invalid hyperparameters; nothing has been written.
         """
         self._require_clean("first_step()")
-        if not all(bucket.fits() for bucket in self._get_buckets()):  # the model was moved, cast or laid out anew
-            self._drop_buckets()
+        self._refresh_buckets()
         for bucket in self._get_buckets():
             bucket.finish()
         selection = engine.collect(self._get_buckets())
@@ -107,7 +114,7 @@ class SAM(SharedState):
             engine.ascend_all(
                 selection, self.param_groups, self.ascent.direction, self.normalize, self.perturb_eps, self.backend, self.capturable
             )
-            if self.descent.coefficients.reads("g"):
+            if self.descent.keeps_g(self.max_norm):
                 self._keep_gradients(selection, zero_grad)
             self._grad_norm = selection[0][0].gram[0]
         self._phase = "perturbed" if selection else "empty"
@@ -135,10 +142,7 @@ class SAM(SharedState):
         ``.grad`` holds the gradients of the second pass. If it raises, the parameters are restored and the error passes on.
         """
         if closure is None:
-            if self._phase == "clean":
-                raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
-            self._descend()
-            return None
+            return self._finish()
         self._require_clean("step(closure)")
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
@@ -152,6 +156,11 @@ class SAM(SharedState):
             self.restore()
             raise
         return loss
+
+    def _finish(self) -> None:
+        if self._phase == "clean":
+            raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
+        self._descend()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -167,7 +176,7 @@ class SAM(SharedState):
 
         Call ``second_step()`` inside for the update; without it, leaving only restores.
         """
-        if self._phase == "clean":
+        if self._phase != "perturbed":
             self.first_step(zero_grad)
         try:
             yield
@@ -188,6 +197,7 @@ class SAM(SharedState):
 
     @torch.no_grad()
     def _descend(self) -> None:
+        self._require_unchanged()
         buckets = self._get_buckets()
         selection = engine.collect(buckets)
         ascended = self._phase == "perturbed"

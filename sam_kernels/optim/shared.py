@@ -23,6 +23,7 @@ class SharedState(Optimizer):
     backend: str | None
     _own_defaults: dict[str, Any]
     _buckets: list[Bucket] | None = None
+    _membership: list[list[int]]  # ids of the parameters of every group, when the buckets were made
     _phase = "clean"  # or "perturbed", or "empty": a first step that found no gradient
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -35,7 +36,6 @@ class SharedState(Optimizer):
         before = len(self.param_groups)
         self.base_optimizer.add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1])
             self._check_members()
         except (TypeError, ValueError, RuntimeError):
             del self.param_groups[before:]
@@ -56,6 +56,7 @@ class SharedState(Optimizer):
         mine = [{key: group[key] for key in self._own_defaults} for group in self.param_groups]  # for groups of a plain optimizer
         groups = [{**own, **theirs} for own, theirs in zip(mine, saved, strict=False)]
         state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
+        check_buffers([p for group in self.param_groups for p in group["params"]], saved, state)
         super().load_state_dict(
             {**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups + saved[len(groups) :]}
         )
@@ -89,8 +90,12 @@ class SharedState(Optimizer):
         self._publish()
         self._buckets = None
 
+    def restore(self) -> None:
+        raise NotImplementedError
+
     def _get_buckets(self) -> list[Bucket]:
         if self._buckets is None:
+            self._check_members()
             members: dict[Any, tuple[list[Tensor], list[int]]] = {}
             for row, group in enumerate(self.param_groups):
                 for p in group["params"]:
@@ -98,10 +103,32 @@ class SharedState(Optimizer):
                     params.append(p)
                     rows.append(row)
             self._buckets = [Bucket(params, rows) for params, rows in members.values()]
+            self._membership = self._members()
         return self._buckets
+
+    def _members(self) -> list[list[int]]:
+        return [[id(p) for p in group["params"]] for group in self.param_groups]
+
+    def _refresh_buckets(self) -> None:
+        """Between steps, follow what happened to the model and the groups since: new storage, dtype, layout, members."""
+        if self._buckets is not None and not (self._membership == self._members() and all(bucket.fits() for bucket in self._buckets)):
+            self._drop_buckets()
+        if any([bucket.moved() for bucket in self._get_buckets()]):
+            self._check_members()
+
+    def _require_unchanged(self) -> None:
+        """Between the passes the same changes are an error, raised once the clean weights are back."""
+        if self._membership != self._members() or not all(bucket.fits() for bucket in self._get_buckets()):
+            self.restore()
+            raise RuntimeError(
+                "the parameters were cast, moved, laid out anew, or their groups edited between the two passes; the clean weights are "
+                "restored: make such changes between steps"
+            )
 
     def _check_members(self) -> None:
         """No parameter may share memory with another, and the backend that was asked for must serve them all."""
+        for group in self.param_groups:
+            check_group(group)
         params = [p for group in self.param_groups for p in group["params"]]
         check_aliasing({"params": params}, {})
         if self.backend is not None:
@@ -117,14 +144,32 @@ class SharedState(Optimizer):
 def check_group(group: dict[str, Any]) -> None:
     for key in ("rho", "eta"):
         value = group[key]
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and (value.numel() != 1 or value.is_cuda):  # a value on a GPU is not looked at
+            if value.numel() != 1:
+                raise ValueError(f"{key} is a tensor of shape {tuple(value.shape)}; expected one element per group")
             continue
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if not isinstance(value, int | float | Tensor) or not 0 <= value < float("inf"):
             raise ValueError(f"{key} is {value!r}; expected a finite number >= 0")
+    if not isinstance(group["adaptive"], bool | int):
+        raise TypeError(f"adaptive is {group['adaptive']!r}; expected True or False")
     for i, p in enumerate(group["params"]):
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError(f"params[{i}] is not initialized yet; run the model once before constructing the optimizer")
         if p.is_complex() or not p.is_floating_point():
             raise TypeError(f"params[{i}] is {p.dtype}; expected a real floating-point parameter")
         if p.layout != torch.strided or not is_dense(p):
             raise ValueError(
                 f"params[{i}] has layout {p.layout} and strides {p.stride() if p.layout == torch.strided else None}; expected dense"
+            )
+
+
+def check_buffers(params: list[Tensor], groups: list[dict[str, Any]], state: dict[Any, dict[str, Any]]) -> None:
+    """The momentum buffers of a checkpoint must have the shapes of the parameters that they belong to."""
+    keys = [key for group in groups for key in group["params"]]
+    for i, (p, key) in enumerate(zip(params, keys, strict=False)):
+        buffer = state.get(key, {}).get("momentum_buffer")
+        if isinstance(buffer, Tensor) and buffer.shape != p.shape:
+            raise ValueError(
+                f"momentum_buffer of parameter {i} has shape {tuple(buffer.shape)} in the checkpoint but the parameter has "
+                f"{tuple(p.shape)}; the checkpoint belongs to another model"
             )
