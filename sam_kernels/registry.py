@@ -7,6 +7,7 @@ there and supports the device and dtype, and the reference where none does.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,6 +131,8 @@ def show_backends() -> str:
             lines.append(row)
     lines += ["", "* chosen   + available by name   - not available"]
     lines += [f"{backend}: {why}" for backend, why in reasons.items()]
+    if importlib.util.find_spec("sam_kernels._info"):
+        lines.append(f"cpp: kernels for {importlib.import_module('sam_kernels._info').cpu_isa()}")
     table = "\n".join(lines)
     print(table)
     return table

@@ -211,7 +211,9 @@ DESCEND: dict[str, Callable[[Lists], Kwargs]] = {
         x, coefficients=Combination(u={"h": 0.5, "q": -0.7}), q=x.make("q", 0.2), max_norm=0.3, match_norm=False, gram=gram()
     ),
     "wsam_maximize": lambda x: _momentum(x, coefficients=WSAM, g=x.make("g", 0.1), maximize=True),
-    "restore_ignores_norms": lambda x: {"params": x.make("w"), "stash": x.make("stash"), "base": "none", "match_norm": True, "max_norm": 1.0},
+    "restore_ignores_norms": lambda x: {
+        "params": x.make("w"), "stash": x.make("stash"), "base": "none", "match_norm": True, "max_norm": 1.0,
+    },
     "vsam_refresh": lambda x: _descend(x, coefficients=VSAM_REFRESH, g=x.make("g", 0.1), q=x.make("q"), gram=gram()),
     "restore_keep_q": lambda x: {
         "params": x.make("w"), "stash": x.make("stash"), "h": x.make("h"), "g": x.make("g"), "q": x.make("q", fill=NAN), "base": "none",

@@ -119,7 +119,7 @@ OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "eps": (lambda: SAM(weights(), "sgd", lr=0.1, perturb_eps=-1.0), ValueError, "perturb_eps is -1.0"),
     "adaptive": (lambda: SAM(weights(), "sgd", lr=0.1, adaptive="no"), TypeError, "adaptive is 'no'; expected True or False"),
     "model": (lambda: SAM(weights(), "sgd", lr=0.1, model=3), TypeError, "model is int"),
-    "rho_tensor": (lambda: SAM(weights(), "sgd", lr=0.1, rho=torch.tensor(-1.0)), ValueError, "rho is tensor.-1.*expected a finite number >= 0"),
+    "rho_tensor": (lambda: SAM(weights(), "sgd", lr=0.1, rho=torch.tensor(-1.0)), ValueError, "rho is tensor.-1.*finite number >= 0"),
     "rho_shape": (lambda: SAM(weights(), "sgd", lr=0.1, rho=torch.ones(3)), ValueError, r"rho is a tensor of shape \(3,\)"),
     "late_none": (lambda: _edited("momentum", None), ValueError, "momentum is None; expected a finite number"),
     "rule_q": (lambda: rules.Descent(Combination(u={"q": 1.0})), ValueError, "involve q"),

@@ -4,7 +4,8 @@
 // a CUDA graph, and returns a cudaError_t (0 is success). Tables, hyperparameters and coefficients are host arrays, free to be
 // reused on return; all other pointers are device memory. fp32 only: another dtype is cudaErrorInvalidValue.
 //
-// `workspace` is device memory, 16-byte aligned, of at least cuda_workspace_bytes(tensors, groups) bytes. Its owner zeroes it once;
+// `workspace` is device memory, 16-byte aligned, of 512 KiB and 256 bytes per tensor; less is cudaErrorInvalidValue where it
+// does not suffice. Its owner zeroes it once;
 // it then carries a counter from launch to launch that each launch leaves at zero. Two launches that may run at the same time must
 // not share it: keep one per device and stream, and another one for every captured graph.
 #pragma once
@@ -15,8 +16,6 @@
 namespace samk {
 
 constexpr int kCudaChunk = 8192;  // elements per chunk: the chunk_size of every table given to these functions
-
-int64_t cuda_workspace_bytes(int64_t tensors, int64_t groups);
 
 int cuda_inner_products(const InnerProductsArgs& args, void* workspace, int64_t workspace_bytes, int device, void* stream);
 int cuda_ascend(const AscendArgs& args, int64_t groups, void* workspace, int64_t workspace_bytes, int device, void* stream);

@@ -31,12 +31,6 @@ int cuda_inner_products(const InnerProductsArgs& args, void* workspace, int64_t 
   return launch<inner_products_kernel<float>>(args, 0, false, {workspace, workspace_bytes, device, stream});
 }
 
-// The two functions without a kernel live with the op that every build has.
-int64_t cuda_workspace_bytes(int64_t tensors, int64_t groups) {
-  const int64_t per_tensor = (kOperands + 1) * sizeof(int64_t) + 2 * sizeof(int32_t), per_group = kSgdHypers * sizeof(double);
-  return kTicketBytes + kPartialBytes + tensors * per_tensor + groups * per_group + kCoefficients * int64_t(sizeof(double)) + 16;
-}
-
 const char* cuda_error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace samk
