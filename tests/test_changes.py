@@ -63,6 +63,10 @@ def test_steps_of_the_base_in_between_keep_their_momentum() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def transpose_in_place(net: nn.Module, opt: SAM) -> None:
+    net.weight.data = net.weight.data.transpose(2, 3)  # the same memory under other strides
+
+
 CHANGES: dict[str, Callable[[nn.Module, SAM], object]] = {
     "channels_last": lambda net, opt: net.to(memory_format=torch.channels_last),
     "double": lambda net, opt: net.double(),

@@ -39,23 +39,27 @@ class Bucket:
         self.grads: list[Tensor | None] = [None] * len(params)  # first gradients, where the descent reads them
         self.perturbed: list[int] = []
         self.addresses = [p.data_ptr() for p in params]
+        self.strides = [p.stride() for p in params]
 
     def fits(self) -> bool:
-        """Whether the parameters still are where, and of the kind and layout, that the buffers were made for."""
+        """Whether the parameters still are of the kind and layout that the buffers were made for. Looks closer only where one has
+        changed its storage; ``engine.collect`` notices the rest, a new layout of the same memory."""
+        if not self.moved():
+            return True
         return all(
             p.dtype == self.dtype and p.device == self.device and p.shape == s.shape and p.stride() == s.stride()
             for p, s in zip(self.params, self.stash, strict=True)
         )
 
     def moved(self) -> bool:
-        """Whether a parameter has changed its storage since the last call."""
-        before, self.addresses = self.addresses, [p.data_ptr() for p in self.params]
-        return before != self.addresses
+        return self.addresses != [p.data_ptr() for p in self.params]
 
     def momentum(self, state: dict[Tensor, dict[str, Any]], indices: list[int]) -> list[Tensor]:
         """The momentum buffers of these parameters. ``state`` is the truth: what others put there or took away is taken over."""
         if self.buffers is None:
             self.buffers = flat_views(self.params)
+        elif all([state[self.params[i]].get("momentum_buffer") is self.buffers[i] for i in indices]):
+            return self.pick(self.buffers, indices)
         fresh: list[int] = []
         loaded: list[int] = []
         for i in indices:

@@ -30,15 +30,24 @@ def implementation(op: Op, bucket: Bucket, backend: str | None) -> Callable[...,
     return op.named(backend or op.chosen(device, bucket.dtype), device, bucket.dtype)
 
 
+class StaleBucketError(RuntimeError):
+    """A parameter no longer has the dtype or the strides that its bucket was built for."""
+
+
 def collect(buckets: list[Bucket]) -> Selection:
     """The parameters that have a gradient now, with gradients in the layout of their parameters."""
     selection: Selection = []
     for bucket in buckets:
         indices, grads = [], []
-        for i, p in enumerate(bucket.params):
-            if p.grad is not None:
-                indices.append(i)
-                grads.append(_checked(p, p.grad))
+        for i, (p, stride) in enumerate(zip(bucket.params, bucket.strides, strict=True)):
+            grad = p.grad
+            if grad is None:
+                continue
+            if p.stride() != stride or p.dtype != bucket.dtype:
+                raise StaleBucketError
+            plain = type(grad) is Tensor and grad.layout is torch.strided and grad.dtype is bucket.dtype and grad.stride() == stride
+            indices.append(i)
+            grads.append(grad if plain else _checked(p, grad))
         if indices:
             selection.append((bucket, indices, grads))
     return selection
@@ -53,9 +62,7 @@ def _checked(p: Tensor, grad: Tensor) -> Tensor:
         raise TypeError(f"a gradient of shape {tuple(p.shape)} is a {type(grad).__name__}; sharded gradients are not supported")
     if grad.dtype != p.dtype:
         raise TypeError(f"a gradient of shape {tuple(p.shape)} is {grad.dtype} but its parameter is {p.dtype}; expected equal dtypes")
-    if not same_layout(grad, p):
-        return torch.empty_like(p).copy_(grad)
-    return grad
+    return grad if same_layout(grad, p) else torch.empty_like(p).copy_(grad)
 
 
 def column(groups: list[Group], key: str, bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
@@ -168,7 +175,8 @@ def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_no
 def restore(bucket: Bucket, indices: list[int], backend: str | None) -> None:
     if not indices:
         return
-    if not bucket.fits():  # moved, cast or laid out anew while perturbed: the clean values are right all the same
+    if any(bucket.params[i].stride() != bucket.strides[i] or bucket.params[i].dtype != bucket.dtype for i in indices):
+        # cast or laid out anew while perturbed: the clean values are right all the same
         for i in indices:
             bucket.params[i].copy_(bucket.stash[i])
         return

@@ -107,9 +107,9 @@ class SAM(SharedState):
         """
         self._require_clean("first_step()")
         self._refresh_buckets()
+        selection = self._collect()
         for bucket in self._get_buckets():
             bucket.finish()
-        selection = engine.collect(self._get_buckets())
         if selection:
             engine.ascend_all(
                 selection, self.param_groups, self.ascent.direction, self.normalize, self.perturb_eps, self.backend, self.capturable
@@ -197,9 +197,8 @@ class SAM(SharedState):
 
     @torch.no_grad()
     def _descend(self) -> None:
-        self._require_unchanged()
+        selection = self._collect()
         buckets = self._get_buckets()
-        selection = engine.collect(buckets)
         ascended = self._phase == "perturbed"
         present = {id(bucket): set(indices) for bucket, indices, _ in selection}
         for bucket in buckets:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..ops.lists import check_aliasing, is_dense
 from ..registry import OPS
+from . import engine
 from .bucket import Bucket
 
 _PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
@@ -113,17 +114,27 @@ class SharedState(Optimizer):
         """Between steps, follow what happened to the model and the groups since: new storage, dtype, layout, members."""
         if self._buckets is not None and not (self._membership == self._members() and all(bucket.fits() for bucket in self._buckets)):
             self._drop_buckets()
-        if any([bucket.moved() for bucket in self._get_buckets()]):
-            self._check_members()
+        for bucket in self._get_buckets():
+            if bucket.moved():
+                self._check_members()
+                bucket.addresses = [p.data_ptr() for p in bucket.params]
 
-    def _require_unchanged(self) -> None:
-        """Between the passes the same changes are an error, raised once the clean weights are back."""
-        if self._membership != self._members() or not all(bucket.fits() for bucket in self._get_buckets()):
+    def _collect(self) -> engine.Selection:
+        """The parameters with a gradient, by bucket. Between the passes, a change of the model or the groups is an error, raised once
+        the clean weights are back; between steps it is followed."""
+        try:
+            if self._phase == "perturbed" and (self._membership != self._members() or not all(b.fits() for b in self._get_buckets())):
+                raise engine.StaleBucketError
+            return engine.collect(self._get_buckets())
+        except engine.StaleBucketError:
+            if self._phase != "perturbed":
+                self._drop_buckets()
+                return engine.collect(self._get_buckets())
             self.restore()
             raise RuntimeError(
                 "the parameters were cast, moved, laid out anew, or their groups edited between the two passes; the clean weights are "
                 "restored: make such changes between steps"
-            )
+            ) from None
 
     def _check_members(self) -> None:
         """No parameter may share memory with another, and the backend that was asked for must serve them all."""
