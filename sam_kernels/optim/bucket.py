@@ -42,16 +42,14 @@ class Bucket:
         self.strides = [p.stride() for p in params]
 
     def fits(self) -> bool:
-        """Whether the parameters still are of the kind and layout that the buffers were made for. Looks closer only where one has
-        changed its storage; ``engine.collect`` notices the rest, a new layout of the same memory."""
-        if not self.moved():
-            return True
+        """Whether the parameters still are where, and of the kind and layout, that the buffers were made for."""
         return all(
             p.dtype == self.dtype and p.device == self.device and p.shape == s.shape and p.stride() == s.stride()
             for p, s in zip(self.params, self.stash, strict=True)
         )
 
     def moved(self) -> bool:
+        """Whether a parameter has changed its storage, as every cast, move and most new layouts do: the cheap question first."""
         return self.addresses != [p.data_ptr() for p in self.params]
 
     def momentum(self, state: dict[Tensor, dict[str, Any]], indices: list[int]) -> list[Tensor]:

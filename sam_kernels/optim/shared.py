@@ -112,18 +112,21 @@ class SharedState(Optimizer):
 
     def _refresh_buckets(self) -> None:
         """Between steps, follow what happened to the model and the groups since: new storage, dtype, layout, members."""
-        if self._buckets is not None and not (self._membership == self._members() and all(bucket.fits() for bucket in self._buckets)):
+        if self._buckets is not None and self._membership != self._members():
             self._drop_buckets()
-        for bucket in self._get_buckets():
-            if bucket.moved():
-                self._check_members()
+        moved = [bucket for bucket in self._get_buckets() if bucket.moved()]
+        if not all(bucket.fits() for bucket in moved):
+            self._drop_buckets()
+        elif moved:
+            self._check_members()
+            for bucket in moved:
                 bucket.addresses = [p.data_ptr() for p in bucket.params]
 
     def _collect(self) -> engine.Selection:
         """The parameters with a gradient, by bucket. Between the passes, a change of the model or the groups is an error, raised once
         the clean weights are back; between steps it is followed."""
         try:
-            if self._phase == "perturbed" and (self._membership != self._members() or not all(b.fits() for b in self._get_buckets())):
+            if self._phase == "perturbed" and self._membership != self._members():
                 raise engine.StaleBucketError
             return engine.collect(self._get_buckets())
         except engine.StaleBucketError:
