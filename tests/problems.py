@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 Groups = list[dict[str, Any]]
+STEPS = 8
+MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}
 
 
 def model(seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu") -> nn.Sequential:
@@ -81,3 +83,16 @@ def plain_loop(
                     m = buffers[i] = u if held is None else o["momentum"] * held + (1 - o["dampening"]) * u
                     u = u + o["momentum"] * m if o["nesterov"] else m
                 p.copy_(w - o["lr"] * u)
+
+
+def train(net: nn.Module, opt: torch.optim.Optimizer, steps: int = STEPS, start: int = 0) -> None:
+    for step in range(start, start + steps):
+        opt.step(closure_of(net, step))
+
+
+def weights(net: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
