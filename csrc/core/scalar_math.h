@@ -2,6 +2,7 @@
 //
 // Both compilers are told not to contract a*b+c; the fused multiply-adds stand where torch's CPU kernels have them, so that a step
 // with rho = 0 is torch.optim.SGD bit for bit. T is the accumulation type: float, or double for double tensors.
+// The updates of the base optimizers are in bases.h.
 #pragma once
 #include <cmath>
 
@@ -112,11 +113,17 @@ SAMK_HD T entry(const T* gram, int i, int j) {  // i, j index (h, g, q)
   return gram[index[i][j]];
 }
 
-// `needed`: mask of the Gram entries that the coefficients read; a non-finite one skips the step.
+// `needed`: mask of the Gram entries that the coefficients read; a non-finite one skips the step. `loss_scale`: what (g, h) and
+// with them `raw` were multiplied by, or null; norms, limits and outputs are those of the true gradients.
 template <class T>
-SAMK_HD Factors<T> resolve(const double* coefficients, const T* gram, int needed, bool match_norm, T max_norm, bool skip) {
+SAMK_HD Factors<T> resolve(const double* coefficients, const T* raw, int needed, bool match_norm, T max_norm, const float* loss_scale,
+                           bool skip) {
   Factors<T> factors;
-  for (int k = 0; k < kGram; ++k) skip = skip || ((needed >> k & 1) != 0 && !is_finite(gram[k]));
+  for (int k = 0; k < kGram; ++k) skip = skip || ((needed >> k & 1) != 0 && !is_finite(raw[k]));
+  const T unit_g = loss_scale ? T(1) / T(loss_scale[0]) : T(1), unit_h = loss_scale ? T(1) / T(loss_scale[1]) : T(1);
+  T gram[kGram];
+  gram_terms(unit_g, unit_h, T(1), gram);
+  for (int k = 0; k < kGram; ++k) gram[k] = (needed >> k & 1) != 0 ? raw[k] * gram[k] : T(0);
   T basis[kBasis] = {T(1), T(0), T(0), T(0), T(0)};
   if (needed != 0 && !skip) {
     basis[1] = ratio(root(gram[kGG]), root(gram[kHH]));
@@ -146,34 +153,12 @@ SAMK_HD Factors<T> resolve(const double* coefficients, const T* gram, int needed
     if (clip < T(1)) scale *= clip;
     for (int i = 0; i < kInputs; ++i) factors.of[kU][i] *= scale;
   }
+  for (int o = 0; o < kOutputs; ++o) {
+    factors.of[o][kInH] *= unit_h;
+    factors.of[o][kInG] *= unit_g;
+  }
   factors.skip = skip;
   return factors;
-}
-
-// ---- base updates
-
-enum SgdHyper : int { kLr, kMomentum, kDampening, kWeightDecay, kNesterov, kMaximize, kSgdHypers };
-
-template <class T>
-struct Sgd {
-  T lr, momentum, damped, weight_decay;  // damped = 1 - dampening
-  bool nesterov, maximize;
-
-  // w: the clean weight; at: where weight decay reads; first: no momentum buffer yet. Returns the new weight, updates m.
-  SAMK_HD T update(T w, T at, T u, T& m, bool first) const {
-    u = maximize ? -u : u;
-    u = weight_decay != T(0) ? fused(weight_decay, at, u) : u;
-    const T buffer = first ? u : fused(damped, u, momentum * m);
-    const T stepped = nesterov ? fused(momentum, buffer, u) : buffer;
-    m = momentum != T(0) ? buffer : m;
-    return fused(-lr, momentum != T(0) ? stepped : u, w);
-  }
-  SAMK_HD T direct(T w, T d) const { return fused(-lr, maximize ? -d : d, w); }
-};
-
-template <class T>
-SAMK_HD Sgd<T> make_sgd(const double* hyper, T lr) {
-  return {lr, T(hyper[kMomentum]), T(1.0 - hyper[kDampening]), T(hyper[kWeightDecay]), hyper[kNesterov] != 0, hyper[kMaximize] != 0};
 }
 
 }  // namespace samk

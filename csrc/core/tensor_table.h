@@ -14,8 +14,10 @@
 
 namespace samk {
 
-enum Operand : int { kW, kStash, kH, kG, kQ, kState, kOperands };
-enum DType : int { kFloat32, kFloat64 };
+// w, stash, h and g are stored in the dtype of the bucket; what lives from step to step (q and the state m, v, v_max) in the
+// accumulation type: float, or double for double tensors.
+enum Operand : int { kW, kStash, kH, kG, kQ, kM, kV, kVMax, kOperands };
+enum DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 struct TensorTable {
   const int64_t* address;      // [present lists][count]
