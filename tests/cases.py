@@ -141,11 +141,12 @@ ASCEND: dict[str, Callable[[Lists], Kwargs]] = {
     "momentum": lambda x: _ascend(x, grads=None, q=x.make("q"), direction=(0.0, -1.0)),
     "device_direction": lambda x: _ascend(x, q=x.make("q"), direction=torch.tensor([0.7, -0.2]), normalize=False),
     "adaptive_direction": lambda x: _ascend(x, q=x.make("q"), direction=(0.5, 0.25), adaptive=True),
-    "given": lambda x: _ascend(x, sq_norm=torch.tensor([4.0]), given=True),
+    "norm_alone": lambda x: _ascend(x, stash=None, phase="norm", gram=torch.full((6,), NAN), adaptive=True, eta=0.1),
+    "given": lambda x: _ascend(x, sq_norm=torch.tensor([4.0]), phase="update"),
     "zero": lambda x: _ascend(x, grads=x.make("g", fill=0.0)),
     "inf": lambda x: _ascend(x, grads=spoil(x.make("g"), INF), gram=torch.full((6,), NAN)),
     "nan": lambda x: _ascend(x, grads=spoil(x.make("g"), NAN), q=x.make("q"), ema=(0.9, 0.1), q_steps=torch.tensor([2.0])),
-    "given_inf": lambda x: _ascend(x, sq_norm=torch.tensor([INF]), given=True),
+    "given_inf": lambda x: _ascend(x, sq_norm=torch.tensor([INF]), phase="update"),
 }  # fmt: skip
 
 # ---- descend_
@@ -165,7 +166,25 @@ def _descend(x: Lists, **options: Any) -> Kwargs:
 def _momentum(x: Lists, steps: float = 1.0, **options: Any) -> Kwargs:
     buffers = x.make("m", fill=NAN) if steps == 0 else x.make("m", 0.1)
     counts = torch.full((len(x.shapes),), steps)
-    return _descend(x, **({"momentum": 0.9, "weight_decay": 5e-4, "momentum_buffers": buffers, "steps": counts} | options))
+    return _descend(x, **({"momentum": 0.9, "weight_decay": 5e-4, "m": buffers, "steps": counts} | options))
+
+
+def _adam(x: Lists, steps: float = 3.0, **options: Any) -> Kwargs:
+    fill = NAN if steps == 0 else None
+    state = {"m": x.make("m", 0.1, fill), "v": [y.abs_() for y in x.make("v", 0.01, fill)], "steps": torch.full((len(x.shapes),), steps)}
+    return _descend(x, **({"base": "adam", "lr": 0.01, "weight_decay": 0.02} | state | options))
+
+
+def _amsgrad(x: Lists, steps: float = 3.0, **options: Any) -> Kwargs:
+    v_max = x.make("v_max", fill=NAN) if steps == 0 else [y.abs_() for y in x.make("v_max", 0.01)]
+    return _adam(x, steps, **({"amsgrad": True, "v_max": v_max} | options))
+
+
+def _lion(x: Lists, steps: float = 3.0, **options: Any) -> Kwargs:
+    m = x.make("m", 0.1, NAN if steps == 0 else None)
+    return _descend(
+        x, **({"base": "lion", "lr": 0.01, "weight_decay": 0.1, "m": m, "steps": torch.full((len(x.shapes),), steps)} | options)
+    )
 
 
 DESCEND: dict[str, Callable[[Lists], Kwargs]] = {
@@ -219,6 +238,45 @@ DESCEND: dict[str, Callable[[Lists], Kwargs]] = {
         "params": x.make("w"), "stash": x.make("stash"), "h": x.make("h"), "g": x.make("g"), "q": x.make("q", fill=NAN), "base": "none",
         "coefficients": Combination(q={"h": 1.0, "g": -1.0}), "gram": gram(),
     },
+    "adam": _adam,
+    "adam_first": lambda x: _adam(x, 0.0, decoupled=True),
+    "adamw": lambda x: _adam(x, decoupled=True),
+    "adam_late": lambda x: _adam(x, 1e6, beta1=0.0, eps=1e-3),
+    "adam_groups": lambda x: _amsgrad(
+        x, group=_groups(x), lr=[0.1, 0.0, 0.03], beta1=[0.9, 0.5, 0.0], beta2=[0.999, 0.9, 0.99], eps=[1e-8, 0.0, 1e-3],
+        weight_decay=[0.0, 0.1, 1e-4], decoupled=[False, True, True], amsgrad=[True, False, True], maximize=[False, True, False],
+        bias_correction=[True, False, True],
+    ),
+    "amsgrad": _amsgrad,
+    "adasam": lambda x: _amsgrad(x, bias_correction=False, eps=0.0, weight_decay=0.0),
+    "adasam_first": lambda x: _amsgrad(x, 0.0, bias_correction=False, eps=0.0, weight_decay=0.0, initial_v=1e-4),
+    "adam_zero_h": lambda x: _adam(x, 0.0, h=x.make("h", fill=0.0), eps=0.0),
+    "adam_inf_h": lambda x: _amsgrad(x, h=spoil(x.make("h"), INF)),
+    "adam_nan_h": lambda x: _amsgrad(x, h=spoil(x.make("h"), NAN)),
+    "adam_bad_norm": lambda x: _amsgrad(x, 0.0, sq_norm=torch.tensor([NAN])),
+    "adam_device_lr": lambda x: _adam(x, group=_groups(x), lr=torch.tensor([0.1, 0.2, 0.3]), beta1=[0.9] * 3),
+    "adam_wsam": lambda x: _adam(x, coefficients=WSAM, g=x.make("g", 0.1), maximize=True),
+    "adam_perturbed_decay": lambda x: _adam(x, decay_at="perturbed", decoupled=True),
+    "adam_stable_clipped": lambda x: _adam(x, match_norm=True, max_norm=0.5, g=x.make("g", 0.1), gram=gram()),
+    "adam_no_stash_keeps_q": lambda x: _adam(
+        x, stash=None, coefficients=LOOK_REFRESH, g=x.make("g", 0.1), q=x.make("q", fill=NAN), gram=gram()
+    ),
+    "lion": _lion,
+    "lion_first": lambda x: _lion(x, 0.0, maximize=True),
+    "lion_without_steps": lambda x: _lion(x) | {"steps": None},
+    "lion_zero": lambda x: _lion(x, 0.0, h=spoil(x.make("h", fill=0.0), NAN)),
+    "lion_groups": lambda x: _lion(
+        x, group=_groups(x), lr=[0.1, 0.0, 0.03], beta1=[0.9, 0.5, 0.0], beta2=[0.99] * 3, weight_decay=[0.0, 0.1, 0.2]
+    ),
+    "scaled": lambda x: _momentum(x, h=x.make("h", 800.0), loss_scale=torch.tensor([4096.0, 8192.0])),
+    "scaled_gsam_clipped": lambda x: _adam(
+        x, h=x.make("h", 800.0), g=x.make("g", 400.0), q=x.make("q", fill=NAN), max_norm=0.5, gram=gram(), match_norm=True,
+        coefficients=Combination(u=GSAM.u, q={"h": 1.0, "g": (0.0, 0.0, 0.0, -1.0)}), loss_scale=torch.tensor([4096.0, 8192.0]),
+    ),
+    "scaled_reuse": lambda x: _momentum(
+        x, coefficients=LOOK_REUSE, h=None, stash=None, g=x.make("g", 400.0), q=x.make("q"), gram=gram(qq=3.0), given=("qq",),
+        loss_scale=torch.tensor([4096.0, 1.0]),
+    ),
     "found_inf": lambda x: _momentum(x, found_inf=torch.ones(1), coefficients=VSAM_REFRESH, g=x.make("g"), q=x.make("q"), gram=gram()),
     "not_found_inf": lambda x: _momentum(x, found_inf=torch.zeros(1), sq_norm=torch.tensor([1.0])),
     "bad_norm": lambda x: _momentum(x, sq_norm=torch.tensor([NAN])),
@@ -234,12 +292,12 @@ def gram(**entries: float) -> Tensor:
 WRITTEN = {
     "inner_products": (),
     "ascend_": ("params", "stash", "q", "sq_norm", "gram", "q_steps"),
-    "descend_": ("params", "momentum_buffers", "q", "steps", "gram"),
+    "descend_": ("params", "m", "v", "v_max", "q", "steps", "gram"),
 }
 _EVERYWHERE = {  # options that meet every list of shapes; the others meet "small"
     "inner_products": ("g", "ghq_weighted"),
     "ascend_": ("sam", "friendly", "groups"),
-    "descend_": ("momentum", "stable", "groups", "vsam_refresh"),
+    "descend_": ("momentum", "stable", "groups", "vsam_refresh", "adam_groups", "lion"),
 }
 _OPTIONS = {"inner_products": INNER, "ascend_": ASCEND, "descend_": DESCEND}
 

@@ -60,7 +60,7 @@ class Fused:
         self.norm = ascend_(self.w, g, self.stash, rho=RHO, gram=self.gram, backend=self.backend, **options)
 
     def descend(self, h: list[Tensor] | None, **options: object) -> None:
-        options = {"stash": self.stash, **SGD, "momentum_buffers": self.m, "steps": self.steps, "gram": self.gram, **options}
+        options = {"stash": self.stash, **SGD, "m": self.m, "steps": self.steps, "gram": self.gram, **options}
         descend_(self.w, h, backend=self.backend, **options)
 
 

@@ -10,18 +10,23 @@ from tolerance import assert_elementwise, assert_reduction
 
 from sam_kernels import ops
 from sam_kernels.ops import GRAM
+from sam_kernels.ops.lists import accumulator
 from sam_kernels.registry import OPS
 
 SCALARS = ("sq_norm", "gram")  # reductions; everything else is elementwise
+LOW = ("params", "grads", "stash", "h", "g", "weights")  # lists that may be bf16 or fp16; the others are fp32 then
+FLAGS = ("steps", "q_steps", "found_inf", "loss_scale")
 
 
-def cast(kwargs: dict, dtype: torch.dtype, device: str) -> dict:
-    """The same case elsewhere: lists and accumulators in ``dtype``, counters and flags in fp32, guard bands kept."""
+def cast(kwargs: dict, dtype: torch.dtype, device: str, values: torch.dtype | None = None) -> dict:
+    """The same case elsewhere: lists in ``dtype``, state and accumulators in its accumulation dtype, counters and flags in fp32, guard
+    bands kept. Lists are rounded to ``values`` first, so that a case in fp64 can hold the numbers of one in bf16."""
 
     def one(name: str, x: torch.Tensor) -> torch.Tensor:
-        keep = name in ("steps", "q_steps", "found_inf")
+        to = x.dtype if name in FLAGS else dtype if name in LOW else accumulator(dtype)
         whole = torch.as_strided(x, (x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
-        moved = whole.to(device=device, dtype=x.dtype if keep else dtype, copy=True)
+        whole = whole.to(values) if values is not None and name in LOW else whole
+        moved = whole.to(device=device, dtype=to, copy=True)
         return torch.as_strided(moved, x.shape, x.stride(), x.storage_offset())
 
     def convert(name: str, value: object) -> object:
@@ -34,8 +39,8 @@ def cast(kwargs: dict, dtype: torch.dtype, device: str) -> dict:
     return {name: convert(name, value) for name, value in kwargs.items()}
 
 
-def run(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> tuple[dict, object]:
-    kwargs = cast(case.make(), dtype, device)
+def run(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu", values: torch.dtype | None = None) -> tuple[dict, object]:
+    kwargs = cast(case.make(), dtype, device, values)
     return kwargs, getattr(ops, case.op)(**kwargs, backend=backend)
 
 
@@ -46,7 +51,8 @@ def tensors(value: object) -> list[torch.Tensor]:
 
 
 def dtypes_of(backend: str) -> list[torch.dtype]:
-    return [torch.float32, torch.float64] if backend in ("reference", "cpp") else [torch.float32]
+    halves = [torch.bfloat16, torch.float16]
+    return [torch.float32, torch.float64, *halves] if backend in ("reference", "cpp") else [torch.float32, *halves]
 
 
 def check_reduction(name: str, got: torch.Tensor, truth: torch.Tensor, case: Case, dtype: torch.dtype) -> None:
@@ -64,31 +70,30 @@ def check_reduction(name: str, got: torch.Tensor, truth: torch.Tensor, case: Cas
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.id}")
 def test_value(case: Case, place: tuple[str, str]) -> None:
     backend, device = place
-    truth, truth_out = run(case, "reference", torch.float64)
-    plain, _ = run(case, "reference", torch.float32)
     for dtype in dtypes_of(backend):
+        half = dtype if dtype.itemsize == 2 else None
+        truth, truth_out = run(case, "reference", torch.float64, values=half)
+        plain, _ = run(case, "reference", half or torch.float32)
         before = cast(case.make(), dtype, device)
         got, out = run(case, backend, dtype, device)
         again, out_again = run(case, backend, dtype, device)
         if case.op == "inner_products":
-            check_reduction("gram", out, truth_out, case, dtype)
+            check_reduction("gram", out, truth_out, case, accumulator(dtype))
             assert torch.equal(out, out_again) or out.isnan().any(), "two runs differ"
         for name, value in got.items():
             for x, y, z in zip(tensors(value), tensors(before[name]), tensors(again[name]), strict=True):
-                assert (
-                    name in SCALARS
-                    or x.dim() == 0
-                    or name in ("rho", "lr", "direction", "steps", "q_steps", "found_inf")
-                    or bands_intact(x)
-                ), f"{name}: written out of bounds"
+                assert name in SCALARS or x.dim() == 0 or name in ("rho", "lr", "direction", *FLAGS) or bands_intact(x), (
+                    f"{name}: written out of bounds"
+                )
                 assert torch.equal(x.nan_to_num(7.0), z.nan_to_num(7.0)), f"{name}: two runs differ"
                 if name not in case.written:
                     assert torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)), f"{name}: changed, but it is not an output"
             if name in case.written and tensors(value):
                 if name in SCALARS:
-                    check_reduction(name, value, truth[name], case, dtype)
+                    check_reduction(name, value, truth[name], case, accumulator(dtype))
                 else:
-                    assert_elementwise(name, tensors(value), tensors(plain[name]), tensors(truth[name]), dtype)
+                    stored = dtype if name in LOW else accumulator(dtype)
+                    assert_elementwise(name, tensors(value), tensors(plain[name]), tensors(truth[name]), stored)
 
 
 def test_streamed_stores() -> None:
@@ -125,20 +130,34 @@ def test_equal_bits_for_any_number_of_threads() -> None:
             )
 
 
-def test_native_ops_protect_memory_whoever_calls() -> None:
+def test_ops_protect_memory_whoever_calls() -> None:
     """The public op without the public function's checks: refused, not a crash."""
-    w, g = [torch.ones(3)], [torch.ones(3)]
-    hyper = [0.1, 0.0, 0.0, 0.0]
-    with pytest.raises(RuntimeError, match="stash is empty"):
+    w, g, flat = [torch.ones(3)], [torch.ones(3)], list(ops.Combination().flat)
+
+    def ascend(stash: list, grads: list) -> None:
         torch.ops.sam_kernels.ascend_(
-            w, g, [], [], torch.zeros(1), None, None, None, None, [0], hyper, [1.0, 0.0], [], 0.0, True, False, "cpp"
+            w, grads, stash, [], torch.zeros(1), None, None, None, None, [0], [0.1, 0, 0, 0], [1.0, 0.0], [], 0.0, True, "all", "cpp"
         )
-    sgd, flat = [0.1, 0.0, 0.0, 0.0, 0.0, 0.0], list(ops.Combination().flat)
-    for gram, needed, message in ((torch.zeros(6), 1, "a list that a norm needs is empty"), (None, 4, "gram is needed")):
+
+    def descend(base: str, hyper: list, gram: torch.Tensor | None, needed: int) -> None:
+        lists = [w, [], g, [], [], [], [], []]
+        torch.ops.sam_kernels.descend_(
+            *lists, None, gram, None, None, None, None, [0], hyper, base, flat, False, True, 1.0, False, needed, 0, "cpp"
+        )
+
+    sgd, adam = [0.1, 0.0, 0.0, 0.0, 0.0, 0.0], [0.1, 0.9, 0.99, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    for call, message in (
+        (lambda: ascend([], g), "stash is empty"),
+        (lambda: ascend([torch.ones(3)], [torch.ones(2)]), "differs in dtype, size or device"),
+        (lambda: ascend([torch.ones(3).half()], g), "differs in dtype, size or device"),
+        (lambda: descend("sgd", sgd, torch.zeros(6), 1), "a list that a norm needs is empty"),
+        (lambda: descend("sgd", sgd, None, 4), "gram is needed"),
+        (lambda: descend("sgd", [0.1, 0.9, 0.0, 0.0, 0.0, 0.0], torch.zeros(6), 0), "momentum needs m"),
+        (lambda: descend("adam", adam, torch.zeros(6), 0), "adam needs m, v and steps"),
+        (lambda: descend("lion", [0.1, 0.9, 0.99, 0.0, 0.0], torch.zeros(6), 0), "lion needs m"),
+    ):
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.sam_kernels.descend_(
-                w, [], g, [], [], [], None, gram, None, None, None, [0], sgd, "sgd", flat, False, True, 1.0, False, needed, 0, "cpp"
-            )
+            call()
     assert torch.equal(w[0], torch.ones(3))
 
 
@@ -172,7 +191,7 @@ def test_versions(place: tuple[str, str]) -> None:
         out.backward()
     version, buffer = w._version, torch.zeros_like(w).detach()
     held = buffer._version
-    ops.descend_([w], [grad], base="sgd", stash=[stash], lr=0.1, momentum=0.9, momentum_buffers=[buffer], backend=backend)
+    ops.descend_([w], [grad], base="sgd", stash=[stash], lr=0.1, momentum=0.9, m=[buffer], backend=backend)
     assert w._version > version and buffer._version > held
 
 

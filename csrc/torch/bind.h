@@ -7,85 +7,107 @@
 
 namespace samk {
 
+constexpr ScalarType kFlag = ScalarType::Float;  // counters, flags and loss scales
+
 template <class Backend>
-void inner_products(TensorList g, TensorList h, TensorList q, TensorList weights, double eta, Tensor gram, Tensor workspace,
-                    int64_t device, int64_t stream) {
-  const Table table({{kG, &g}, {kH, &h}, {kQ, &q}, {kW, &weights}}, nullptr, Backend::chunk);
+void inner_products(Tensor words, double eta, Tensor gram, Tensor workspace, int64_t device, int64_t stream) {
+  const Table table(words, Backend::chunk);
   InnerProductsArgs args{};
   args.table = table.view();
   args.dtype = table.dtype();
   args.eta = eta;
-  args.gram = scalar(gram, kGram, &args.dtype, "gram");
+  args.gram = scalar(gram, kGram, table.accumulator(), "gram");
   Backend::run(args, 0, workspace, device, stream);
 }
 
+inline Phase phase_of(const std::string& name) {
+  STD_TORCH_CHECK(name == "all" || name == "norm" || name == "update", "unknown phase ", name);
+  return name == "all" ? kAll : name == "norm" ? kNorm : kUpdate;
+}
+
 template <class Backend>
-void ascend(TensorList params, TensorList grads, TensorList stash, TensorList q, Tensor sq_norm, std::optional<Tensor> gram,
-            std::optional<Tensor> q_steps, std::optional<Tensor> rho, std::optional<Tensor> direction_device,
-            std::vector<int64_t> group, std::vector<double> hyper, std::vector<double> direction, std::vector<double> ema,
-            double eps, bool normalize, bool given, Tensor workspace, int64_t device, int64_t stream) {
-  const Table table({{kW, &params}, {kStash, &stash}, {kG, &grads}, {kQ, &q}}, &group, Backend::chunk);
+void ascend(Tensor words, Tensor sq_norm, std::optional<Tensor> gram, std::optional<Tensor> q_steps, std::optional<Tensor> rho,
+            std::optional<Tensor> direction_device, Tensor hyper, std::vector<double> direction, std::vector<double> ema, double eps,
+            bool normalize, std::string phase, Tensor workspace, int64_t device, int64_t stream) {
+  const Table table(words, Backend::chunk);
   const int64_t groups = table.check_hyper(hyper, kAscendHypers);
-  STD_TORCH_CHECK(direction.size() == 2 && (ema.empty() || ema.size() == 2), "direction and ema hold two factors each");
-  STD_TORCH_CHECK(params.empty() || ema.empty() || !(q.empty() || grads.empty()), "ema needs q and grads");
-  STD_TORCH_CHECK(params.empty() || !(q.empty() && grads.empty()), "no direction is given");
-  STD_TORCH_CHECK(params.empty() || !stash.empty(), "stash is empty");
   AscendArgs args{};
+  args.phase = phase_of(phase);
+  STD_TORCH_CHECK(direction.size() == 2 && (ema.empty() || ema.size() == 2), "direction and ema hold two factors each");
+  STD_TORCH_CHECK(table.count() == 0 || ema.empty() || (table.has(kQ) && table.has(kG)), "ema needs q and grads");
+  STD_TORCH_CHECK(table.count() == 0 || table.has(kQ) || table.has(kG), "no direction is given");
+  STD_TORCH_CHECK(table.count() == 0 || table.has(kStash) || args.phase == kNorm, "stash is empty");
   args.table = table.view();
-  args.dtype = params.empty() ? dtype_of(sq_norm) : table.dtype();
-  args.hyper = hyper.data();
+  args.dtype = table.dtype();
+  args.hyper = elements<double>(hyper, ScalarType::Double, "hyper");
   for (int i = 0; i < 2; ++i) args.direction[i] = direction[i];
   for (size_t i = 0; i < ema.size(); ++i) args.ema[i] = ema[i];
   args.eps = eps;
   args.normalize = normalize;
   args.update_q = !ema.empty();
-  args.given = given;
-  args.rho = scalar(rho, groups, &args.dtype, "rho");
-  args.direction_device = scalar(direction_device, 2, &args.dtype, "direction");
-  args.sq_norm = scalar(sq_norm, 1, &args.dtype, "sq_norm");
-  args.gram = scalar(gram, kGram, &args.dtype, "gram");
-  args.q_steps = static_cast<float*>(scalar(q_steps, 1, nullptr, "q_steps"));
+  args.rho = scalar(rho, groups, table.accumulator(), "rho");
+  args.direction_device = scalar(direction_device, 2, table.accumulator(), "direction");
+  args.sq_norm = scalar(sq_norm, 1, table.accumulator(), "sq_norm");
+  args.gram = scalar(gram, kGram, table.accumulator(), "gram");
+  args.q_steps = static_cast<float*>(scalar(q_steps, 1, kFlag, "q_steps"));
   Backend::run(args, groups, workspace, device, stream);
 }
 
 inline Base base_of(const std::string& name) {
-  STD_TORCH_CHECK(name == "none" || name == "sgd", "unknown base ", name);
-  return name == "none" ? kNone : kSgd;
+  const char* const names[kBases] = {"none", "sgd", "adam", "lion"};
+  for (int base = 0; base < kBases; ++base)
+    if (name == names[base]) return Base(base);
+  STD_TORCH_CHECK(false, "unknown base ", name);
+}
+
+// What the coefficients and the base need must be there: no kernel follows a null pointer.
+inline void check_sources(const DescendArgs& args, const Table& table) {
+  const auto absent = [&](Operand operand) { return !table.has(operand); };
+  const int reduced = table.count() ? args.reduced() : 0;
+  constexpr int involves_g = 1 << kGG | 1 << kGH | 1 << kGQ, involves_h = 1 << kGH | 1 << kHH | 1 << kHQ, involves_q = 1 << kGQ | 1 << kHQ | 1 << kQQ;
+  STD_TORCH_CHECK(args.gram || !(args.needed || args.write_q || args.match_norm || is_finite(args.max_norm)), "gram is needed for these coefficients");
+  STD_TORCH_CHECK(!(reduced & involves_g && absent(kG)) && !(reduced & involves_h && absent(kH)) && !(reduced & involves_q && absent(kQ)),
+                  "a list that a norm needs is empty");
+  if (table.count() == 0) return;
+  STD_TORCH_CHECK(!args.write_q || table.has(kQ), "q is written but absent");
+  STD_TORCH_CHECK(args.base == kNone || table.has(kH) || table.has(kG) || table.has(kQ), "no gradient list is given");
+  STD_TORCH_CHECK(args.base != kAdam || (table.has(kM) && table.has(kV) && args.steps), "adam needs m, v and steps");
+  STD_TORCH_CHECK(args.base != kLion || table.has(kM), "lion needs m");
+  const int columns = hypers_of(args.base);
+  for (int32_t t = 0; t < args.table.count; ++t) {
+    const double* hyper = args.hyper + args.table.group[t] * columns;
+    STD_TORCH_CHECK(args.base != kSgd || hyper[Sgd<float>::kMomentum] == 0 || table.has(kM), "momentum needs m");
+    STD_TORCH_CHECK(args.base != kAdam || hyper[Adam<float>::kAmsgrad] == 0 || table.has(kVMax), "amsgrad needs v_max");
+  }
 }
 
 template <class Backend>
-void descend(TensorList params, TensorList stash, TensorList h, TensorList g, TensorList q, TensorList state,
-             std::optional<Tensor> steps, std::optional<Tensor> gram, std::optional<Tensor> sq_norm,
-             std::optional<Tensor> found_inf, std::optional<Tensor> lr, std::vector<int64_t> group, std::vector<double> hyper,
-             std::string base, std::vector<double> coefficients, bool write_q, bool match_norm, double max_norm,
-             bool decay_at_perturbed, int64_t needed, int64_t given, Tensor workspace, int64_t device, int64_t stream) {
-  const Table table({{kW, &params}, {kStash, &stash}, {kH, &h}, {kG, &g}, {kQ, &q}, {kState, &state}}, &group, Backend::chunk);
+void descend(Tensor words, std::optional<Tensor> steps, std::optional<Tensor> gram, std::optional<Tensor> sq_norm,
+             std::optional<Tensor> found_inf, std::optional<Tensor> loss_scale, std::optional<Tensor> lr, Tensor hyper, std::string base,
+             Tensor coefficients, bool write_q, bool match_norm, double max_norm, bool decay_at_perturbed, int64_t needed, int64_t given,
+             Tensor workspace, int64_t device, int64_t stream) {
+  const Table table(words, Backend::chunk);
   DescendArgs args{};
   args.base = base_of(base);
-  const int64_t groups = table.check_hyper(hyper, args.base == kSgd ? kSgdHypers : 0);
+  const int64_t groups = table.check_hyper(hyper, hypers_of(args.base));
+  STD_TORCH_CHECK(coefficients.numel() == kCoefficients, "expected ", kCoefficients, " coefficients, got ", coefficients.numel());
   args.table = table.view();
   args.dtype = table.dtype();
-  args.hyper = hyper.data();
-  args.coefficients = coefficients.data();
+  args.hyper = elements<double>(hyper, ScalarType::Double, "hyper");
+  args.coefficients = elements<double>(coefficients, ScalarType::Double, "coefficients");
   args.max_norm = max_norm;
   args.write_q = write_q;
   args.match_norm = match_norm;
   args.decay_at_perturbed = decay_at_perturbed;
   args.needed = int(needed);
   args.given = int(given);
-  args.lr = scalar(lr, groups, &args.dtype, "lr");
-  args.gram = scalar(gram, kGram, &args.dtype, "gram");
-  args.sq_norm = scalar(sq_norm, 1, &args.dtype, "sq_norm");
-  args.found_inf = static_cast<const float*>(scalar(found_inf, 1, nullptr, "found_inf"));
-  args.steps = static_cast<float*>(scalar(steps, args.table.count, nullptr, "steps"));
-  STD_TORCH_CHECK(coefficients.size() == kCoefficients, "expected ", kCoefficients, " coefficients, got ", coefficients.size());
-  STD_TORCH_CHECK(args.gram || !(needed || write_q || match_norm || is_finite(max_norm)), "gram is needed for these coefficients");
-  constexpr int involves_g = 1 << kGG | 1 << kGH | 1 << kGQ, involves_h = 1 << kGH | 1 << kHH | 1 << kHQ, involves_q = 1 << kGQ | 1 << kHQ | 1 << kQQ;
-  const int reduced = params.empty() ? 0 : args.reduced();
-  STD_TORCH_CHECK(!(reduced & involves_g && g.empty()) && !(reduced & involves_h && h.empty()) && !(reduced & involves_q && q.empty()),
-                  "a list that a norm needs is empty");
-  STD_TORCH_CHECK(!write_q || !q.empty(), "q is written but absent");
-  STD_TORCH_CHECK(args.base == kNone || !(h.empty() && g.empty() && q.empty()) || params.empty(), "no gradient list is given");
+  args.lr = scalar(lr, groups, table.accumulator(), "lr");
+  args.gram = scalar(gram, kGram, table.accumulator(), "gram");
+  args.sq_norm = scalar(sq_norm, 1, table.accumulator(), "sq_norm");
+  args.found_inf = static_cast<const float*>(scalar(found_inf, 1, kFlag, "found_inf"));
+  args.loss_scale = static_cast<const float*>(scalar(loss_scale, 2, kFlag, "loss_scale"));
+  args.steps = static_cast<float*>(scalar(steps, table.count(), kFlag, "steps"));
+  check_sources(args, table);
   Backend::run(args, groups, workspace, device, stream);
 }
 

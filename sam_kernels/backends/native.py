@@ -1,22 +1,36 @@
 """The compiled backends ``cpp`` and ``cuda``: load the libraries, define their private ops, attach them to the public ones.
 
-The native ops live in the namespace ``sam_kernels_native`` with the public schema plus what only native code needs: an output
-instead of a return value, a persistent workspace, the device index and the CUDA stream. The stream is looked up here, never in
-C++, so that one CUDA-enabled build also loads beside CPU-only torch.
+A native op takes the lists of a call as one table of sizes and addresses, made here and kept with the lists that an optimizer passes
+again and again (``ops.lists.Row``): from step to step only the addresses of new gradients are written into it. The CUDA stream is
+looked up here, never in C++, so that one CUDA-enabled build also loads beside CPU-only torch.
 """
 
+from array import array
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops.lists import accumulator
+from ..ops.lists import Row, accumulator
 from ..registry import OPS, implement
 
 _NATIVE = torch.library.Library("sam_kernels_native", "DEF")
-_TAIL = ", Tensor(z!) workspace, int device, int stream) -> ()"
-_FLOATS = {"cpp": (torch.float32, torch.float64), "cuda": (torch.float32,)}
+_TAIL = "Tensor(z!) workspace, int device, int stream) -> ()"
+_SCHEMAS = {  # a table instead of the lists; numbers that grow with the groups as tensors
+    "inner_products": "(Tensor table, float eta, Tensor(a!) gram, " + _TAIL,
+    "ascend_": "(Tensor table, Tensor(a!) sq_norm, Tensor(b!)? gram, Tensor(c!)? q_steps, Tensor? rho, Tensor? direction_device, "
+    "Tensor hyper, float[] direction, float[] ema, float eps, bool normalize, str phase, " + _TAIL,
+    "descend_": "(Tensor table, Tensor(a!)? steps, Tensor(b!)? gram, Tensor? sq_norm, Tensor? found_inf, Tensor? loss_scale, Tensor? lr, "
+    "Tensor hyper, str base, Tensor coefficients, bool write_q, bool match_norm, float max_norm, bool decay_at_perturbed, int needed, "
+    "int given, " + _TAIL,
+}
+_OPERANDS = ("params", "stash", "h", "g", "q", "m", "v", "v_max")  # csrc/core/tensor_table.h
+_KEPT = frozenset(("q", "m", "v", "v_max"))
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FLOATS = {"cpp": _DTYPES, "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 _DEVICE = {"cpp": "cpu", "cuda": "cuda"}
 _WORKSPACES: dict[tuple[int, int], list[Tensor]] = {}
 _NO_WORKSPACE = torch.empty(0, dtype=torch.uint8)
@@ -33,9 +47,8 @@ def build_info() -> dict[str, str]:
 
 def load() -> None:
     """Attach every compiled library that is there; record the reason for every one that is not."""
-    for name in ("inner_products", "ascend_", "descend_"):
-        schema = OPS[name].schema.replace(") -> Tensor", ", Tensor(a!) gram) -> ()")
-        _NATIVE.define(name + schema.replace(") -> ()", _TAIL))
+    for name, schema in _SCHEMAS.items():
+        _NATIVE.define(name + schema)
     for backend, library in (("cpp", "_cpu"), ("cuda", "_cuda")):
         why = _load_library(backend, Path(__file__).parent.parent / f"{library}.so")
         if why is None and backend == "cuda" and not torch.cuda.is_available():
@@ -43,8 +56,9 @@ def load() -> None:
         for op in OPS.values():
             if why is not None:
                 op.missing[backend] = why
-            else:
-                _attach(op.name, backend)
+        if why is None:
+            for name, function in (("inner_products", _inner_products), ("ascend_", _ascend), ("descend_", _descend)):
+                implement(name, backend, (_DEVICE[backend],), _FLOATS[backend])(function)
 
 
 def _load_library(backend: str, path: Path) -> str | None:
@@ -58,21 +72,109 @@ def _load_library(backend: str, path: Path) -> str | None:
     return None
 
 
-def _attach(name: str, backend: str) -> None:
-    native = getattr(torch.ops.sam_kernels_native, name).default
+# ---- tables
 
-    def in_place(*arguments: Any) -> None:
-        params = arguments[0]
-        if params or name == "ascend_":  # an empty ascent still writes its norm
-            native(*arguments, *_tail(params[0] if params else arguments[4], len(params)))
 
-    def inner_products(*arguments: Any) -> Tensor:
-        like = next(x[0] for x in arguments[:4] if x)
-        gram = like.new_empty(6, dtype=accumulator(like.dtype))
-        native(*arguments, gram, *_tail(like, max(map(len, arguments[:4]))))
-        return gram
+class Table:
+    """The words of one call's lists: [count, place of the dtype, place of every list or -1, sizes, groups, addresses list by list]."""
 
-    implement(name, backend, (_DEVICE[backend],), _FLOATS[backend])(inner_products if name == "inner_products" else in_place)
+    def __init__(self, lists: Sequence[Sequence[Tensor]], group: Sequence[int] | None) -> None:
+        first = next(x for x in lists if x)
+        self.count, self.lists, self.group = len(first), list(lists), group
+        places = [-1] * len(lists)
+        for place, k in enumerate(k for k, x in enumerate(lists) if x):
+            places[k] = place
+        dtype = next((x[0].dtype for x, name in zip(lists, _OPERANDS, strict=True) if x and name not in _KEPT), first[0].dtype)
+        self.words = array("q", [self.count, _DTYPES.index(dtype), *places, *map(Tensor.numel, first), *(group or [0] * self.count)])
+        self.begin = [len(self.words) + place * self.count for place in places]
+        for name, x in zip(_OPERANDS, lists, strict=True):
+            if x:
+                self.words.extend(_addresses(x, name, first, dtype))
+        self.tensor = torch.frombuffer(self.words, dtype=torch.int64)
+
+    def follow(self, lists: Sequence[Sequence[Tensor]]) -> Tensor:
+        """The table for these rows, which are where those were that it was made of, or new."""
+        for k, row in enumerate(lists):
+            if row is not self.lists[k]:
+                self.words[self.begin[k] : self.begin[k] + self.count] = row.addresses  # type: ignore[attr-defined]
+                self.lists[k] = row
+        return self.tensor
+
+
+def _addresses(tensors: Sequence[Tensor], name: str, like: Sequence[Tensor], dtype: torch.dtype) -> Sequence[int]:
+    """Where a list lies; what would make a kernel leave its memory is refused, whoever calls. Advice is given by the public functions."""
+    if isinstance(tensors, Row):
+        return tensors.addresses
+    expected, device = accumulator(dtype) if name in _KEPT else dtype, like[0].device
+    if len(tensors) != len(like):
+        raise RuntimeError(f"tensor lists differ in length: {name} has {len(tensors)}, another {len(like)}")
+    for i, (x, y) in enumerate(zip(tensors, like, strict=True)):
+        if x.dtype != expected or x.numel() != y.numel() or x.device != device:
+            raise RuntimeError(f"{name}[{i}] differs in dtype, size or device")
+    return array("q", map(Tensor.data_ptr, tensors))
+
+
+def _table(op: str, lists: Sequence[Sequence[Tensor]], group: Sequence[int] | None) -> Tensor:
+    owner = next(x for x in lists if x)
+    if not (isinstance(owner, Row) and all(isinstance(x, Row) for x in lists if x)):
+        return Table(lists, group).tensor
+    key = (op, *map(bool, lists))
+    known = owner.tables.get(key)
+    if known is None or known.group is not group:
+        known = owner.tables[key] = Table(lists, group)
+    return known.follow(lists)
+
+
+@lru_cache(maxsize=256)
+def _numbers(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# ---- the ops
+
+
+def _native(name: str) -> Callable[..., Any]:
+    return getattr(torch.ops.sam_kernels_native, name).default
+
+
+def _inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float) -> Tensor:
+    like = next(x[0] for x in (g, h, q) if x)
+    gram = like.new_empty(6, dtype=accumulator(like.dtype))
+    table = _table("inner_products", (weights, (), h, g, q, (), (), ()), None)
+    _native("inner_products")(table, eta, gram, *_tail(like, max(len(g), len(h), len(q))))
+    return gram
+
+
+def _ascend(
+    params: list[Tensor], grads: list[Tensor], stash: list[Tensor], q: list[Tensor], sq_norm: Tensor, gram: Tensor | None,
+    q_steps: Tensor | None, rho: Tensor | None, direction_device: Tensor | None, group: list[int], hyper: list[float],
+    direction: list[float], ema: list[float], eps: float, normalize: bool, phase: str,
+) -> None:  # fmt: skip
+    if not params:
+        return (
+            OPS["ascend_"]
+            .implementations["reference"]
+            .function(
+                params, grads, stash, q, sq_norm, gram, q_steps, rho, direction_device, group, hyper, direction, ema, eps, normalize, phase
+            )
+        )
+    table = _table("ascend_", (params, stash, (), grads, q, (), (), ()), group)
+    _native("ascend_")(table, sq_norm, gram, q_steps, rho, direction_device, _numbers(tuple(hyper)), direction, ema, eps, normalize, phase,
+                       *_tail(sq_norm, len(params)))  # fmt: skip
+    return None
+
+
+def _descend(
+    params: list[Tensor], stash: list[Tensor], h: list[Tensor], g: list[Tensor], q: list[Tensor], m: list[Tensor], v: list[Tensor],
+    v_max: list[Tensor], steps: Tensor | None, gram: Tensor | None, sq_norm: Tensor | None, found_inf: Tensor | None,
+    loss_scale: Tensor | None, lr: Tensor | None, group: list[int], hyper: list[float], base: str, coefficients: list[float],
+    write_q: bool, match_norm: bool, max_norm: float, decay_at_perturbed: bool, needed: int, given: int,
+) -> None:  # fmt: skip
+    if params:
+        table = _table("descend_", (params, stash, h, g, q, m, v, v_max), group)
+        _native("descend_")(table, steps, gram, sq_norm, found_inf, loss_scale, lr, _numbers(tuple(hyper)), base,
+                            _numbers(tuple(coefficients)), write_q, match_norm, max_norm, decay_at_perturbed, needed, given,
+                            *_tail(params[0], len(params)))  # fmt: skip
 
 
 def _tail(like: Tensor, tensors: int) -> tuple[Tensor, int, int]:

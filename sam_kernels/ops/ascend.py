@@ -23,14 +23,14 @@ HYPER = ("rho", "eta", "adaptive", "maximize")
 SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] stash, Tensor(c!)[] q, Tensor(d!) sq_norm, Tensor(e!)? gram, "
     "Tensor(f!)? q_steps, Tensor? rho, Tensor? direction_device, int[] group, float[] hyper, float[] direction, float[] ema, "
-    "float eps, bool normalize, bool given) -> ()"
+    "float eps, bool normalize, str phase) -> ()"
 )
 
 
 def reference(
     params: list[Tensor], grads: list[Tensor], stash: list[Tensor], q: list[Tensor], sq_norm: Tensor, gram: Tensor | None,
     q_steps: Tensor | None, rho: Tensor | None, direction_device: Tensor | None, group: list[int], hyper: list[float],
-    direction: list[float], ema: list[float], eps: float, normalize: bool, given: bool,
+    direction: list[float], ema: list[float], eps: float, normalize: bool, phase: str,
 ) -> None:  # fmt: skip
     """The specification: plain torch, any device and floating dtype."""
     dtype = sq_norm.dtype
@@ -45,7 +45,7 @@ def reference(
             d = torch.where(factor != 0, d + factor * x[t].to(dtype), d) if x else d
         return -d if maximize else d, params[t].to(dtype).abs() + eta if adaptive else 1.0
 
-    if not given:
+    if phase != "update":
         zero = torch.zeros_like(sq_norm[0])
         total = zero
         for t, row in enumerate(group):
@@ -54,6 +54,8 @@ def reference(
         sq_norm[0] = total
         if gram is not None and grads:
             gram[0] = sum((g.to(dtype).square().sum() for g in grads), zero)
+    if phase == "norm":
+        return
     finite = torch.isfinite(sq_norm[0])
     moves = finite & (sq_norm[0] > 0)
     for t, row in enumerate(group):
@@ -75,24 +77,27 @@ OP = declare("ascend_", SCHEMA, reference)
 
 
 def ascend_(
-    params: Sequence[Tensor], grads: Sequence[Tensor] | None, stash: Sequence[Tensor], *, rho: PerGroup | Tensor,
+    params: Sequence[Tensor], grads: Sequence[Tensor] | None, stash: Sequence[Tensor] | None, *, rho: PerGroup | Tensor,
     q: Sequence[Tensor] | None = None, direction: tuple[float, float] | Tensor = (1.0, 0.0), ema: tuple[float, float] | None = None,
     q_steps: Tensor | None = None, adaptive: bool | Sequence[bool] = False, eta: PerGroup = 0.0,
     maximize: bool | Sequence[bool] = False, normalize: bool = True, eps: float = 1e-12, group: Sequence[int] | None = None,
-    sq_norm: Tensor | None = None, given: bool = False, gram: Tensor | None = None, backend: str | None = None,
+    sq_norm: Tensor | None = None, phase: str = "all", gram: Tensor | None = None, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     """Perturb ``params`` along the gradient and keep the clean weights in ``stash`` (SAM, arXiv 2010.01412; ASAM, 2102.11600).
 
     Args:
         params: weights w, perturbed in place. ``grads``: gradients g, or None where only q gives the direction.
-        stash: tensors like ``params``, overwritten with the clean weights.
+        stash: tensors like ``params``, overwritten with the clean weights. May be None in phase ``"norm"``.
         rho: radius, >= 0; a number, one per group, or a ``[groups]`` tensor on the device. A group with 0 is neither moved nor counted.
-        q, direction: a kept list and the factors of (g, q) in the direction, numbers or a ``[2]`` tensor on the device.
+        q, direction: a kept list (fp32 where ``params`` are bf16 or fp16) and the factors of (g, q) in the direction, numbers or a
+            ``[2]`` tensor on the device.
         ema: factors ``(of q, of g)`` of an update of q in the same pass (Friendly SAM); ``q_steps``: ``[1]`` fp32 count of updates.
         adaptive, eta, maximize: as in ASAM and torch.optim, each one value or one per group.
         normalize: divide by the norm; ``eps`` guards the division.
         group: the group index of every tensor; needed where there is more than one.
-        sq_norm: ``[1]`` tensor that receives the squared norm; with ``given=True`` it is an input and nothing is reduced.
+        sq_norm: ``[1]`` tensor that receives the squared norm.
+        phase: ``"all"``; or ``"norm"``, which writes ``sq_norm`` and ``gram`` and nothing else, and ``"update"``, which reads ``sq_norm``
+            and reduces nothing: between them, norms of several calls (dtypes, devices, shards) can be added up.
         gram: ``[6]`` tensor (see ``inner_products``) whose entry 0 receives the plain ``|g|^2`` over all tensors.
         backend: a backend by name; by default the preferred one that is available.
 
@@ -102,7 +107,12 @@ def ascend_(
     Raises:
         TypeError, ValueError: before anything is written; the message names the argument.
     """
-    check_lists("params", {"params": params, "grads": grads, "stash": stash, "q": q})
+    if phase not in ("all", "norm", "update"):
+        raise ValueError(f"phase is {phase!r}; expected 'all', 'norm' or 'update'")
+    if stash is None and phase != "norm":
+        raise ValueError("stash is None; pass one tensor like each parameter, which receives its clean value")
+    stash = None if phase == "norm" else stash
+    check_lists("params", {"params": params, "grads": grads, "stash": stash, "q": q}, kept=("q",))
     check_aliasing({"params": params, "stash": stash, "q": q if ema else None}, {"grads": grads, "q": None if ema else q})
     like = params[0] if params else None
     dtype = accumulator(like.dtype) if like is not None else torch.float32
@@ -122,9 +132,10 @@ def ascend_(
     check_scalar("q_steps", q_steps, like, 1, torch.float32)
     with torch.no_grad():
         call(
-            OP, backend, list(params), list(grads or ()), list(stash), list(q or ()), sq_norm, gram, q_steps,
+            OP, backend, list(params), list(grads or ()), list(stash or ()), list(q or ()), sq_norm, gram, q_steps,
             rho if isinstance(rho, Tensor) else None, direction if on_device else None, rows, hyper, factors,
-            [float(x) for x in ema or ()], float(eps), bool(normalize), bool(given),
+            [float(x) for x in ema or ()], float(eps), bool(normalize), phase,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*params, *stash, *((q or ()) if ema else ())])
+        if phase != "norm":
+            torch.autograd.graph.increment_version([*params, *(stash or ()), *((q or ()) if ema else ())])
     return sq_norm

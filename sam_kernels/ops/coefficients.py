@@ -113,13 +113,17 @@ def check_sources(
     return needed, known
 
 
-def resolve(flat: Sequence[float], gram: Tensor, match_norm: bool, max_norm: float) -> Tensor:
-    """Reference: the 3x3 factors ``[output][input]`` of one descent, on the device of ``gram`` and in its dtype."""
+def resolve(flat: Sequence[float], gram: Tensor, match_norm: bool, max_norm: float, loss_scale: Tensor | None = None) -> Tensor:
+    """Reference: the 3x3 factors ``[output][input]`` of one descent, on the device of ``gram`` and in its dtype. ``loss_scale``: what
+    (g, h), and with them the entries of ``gram``, were multiplied by; norms, limits and outputs are those of the true gradients."""
 
     def ratio(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(y > 0, x / y, torch.zeros_like(x))
 
-    gg, gh, hh, gq, hq, qq = gram.unbind()
+    of_g, of_h = torch.ones_like(gram[:2]) if loss_scale is None else 1 / loss_scale.to(gram)
+    gg, gh, hh, gq, hq, qq = (
+        x * unit for x, unit in zip(gram.unbind(), (of_g * of_g, of_g * of_h, of_h * of_h, of_g, of_h, 1.0), strict=True)
+    )
     g, h, q = gg.sqrt(), hh.sqrt(), qq.sqrt()
     basis = torch.stack((torch.ones_like(gg), ratio(g, h), ratio(gh, hh), ratio(gh, gg), ratio(g, q)))
     table = torch.tensor(list(flat), dtype=gram.dtype, device=gram.device).view(3, 3, len(BASIS))
@@ -134,4 +138,4 @@ def resolve(flat: Sequence[float], gram: Tensor, match_norm: bool, max_norm: flo
         if math.isfinite(max_norm):
             scale = scale * (max_norm / (scale * norm + 1e-6)).clamp(max=1.0)
         factors = torch.cat((u * scale, factors[1], factors[2])).view(3, 3)
-    return factors
+    return factors * torch.stack((of_h, of_g, torch.ones_like(of_g)))

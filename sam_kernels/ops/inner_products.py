@@ -55,9 +55,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     weights, grads = lists.pop(), [[torch.zeros_like(x) for x in values] for values in lists]
     for k, (i, j) in enumerate(_PAIRS):
         for t, (x, y) in enumerate(zip(lists[i], lists[j], strict=False)):
-            scale = grad[k].to(x.dtype) if not weights else grad[k].to(x.dtype) * (weights[t].abs() + ctx.eta).square()
-            grads[i][t] += scale * y
-            grads[j][t] += scale * x
+            scale = grad[k] if not weights else grad[k] * (weights[t].to(grad.dtype).abs() + ctx.eta).square()
+            grads[i][t] += (scale * y).to(x.dtype)
+            grads[j][t] += (scale * x).to(y.dtype)
     return (*grads, [None] * len(weights), None, None)
 
 
@@ -76,7 +76,8 @@ def inner_products(
     """Inner products between up to three lists of tensors, as if each list were one vector.
 
     Args:
-        g, h, q: lists that run in parallel: same shapes, strides, dtype and device; ``h`` and ``q`` may be left out.
+        g, h, q: lists that run in parallel: same shapes, strides, dtype and device; ``h`` and ``q`` may be left out. ``q``, a list
+            that is kept across steps, is in fp32 where the others are bf16 or fp16.
         weights: optional list w; every product is then weighted by ``(|w| + eta)**2`` (the ASAM norm). Not differentiated.
         eta: added to ``|w|``.
         backend: ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``; by default the preferred one that is available.
@@ -91,7 +92,7 @@ def inner_products(
         >>> inner_products([torch.ones(3)], [torch.full((3,), 2.0)])
         tensor([ 3.,  6., 12.,  0.,  0.,  0.])
     """
-    check_lists("g", {"g": g, "h": h, "q": q, "weights": weights})
+    check_lists("g", {"g": g, "h": h, "q": q, "weights": weights}, kept=("q",))
     lists = [list(x) if x is not None else [] for x in (g, h, q, weights)]
     return call(OP, backend, *lists, float(eta))
 

@@ -1,7 +1,9 @@
 """Argument checks shared by all ops, run before anything is written: every error names the argument and the way out."""
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +16,21 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_lists(anchor: str, lists: Mapping[str, Sequence[Tensor] | None]) -> None:
-    """All lists must match ``lists[anchor]`` tensor by tensor: length, dtype, device, shape and strides, dense and real."""
+class Row(list[Tensor]):
+    """A list that is not edited once made, with the addresses of its tensors: what an optimizer passes again and again. Compiled
+    backends remember in ``tables`` what they have made of it, and take its tensors as checked."""
+
+    __slots__ = ("addresses", "tables")
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__(tensors)
+        self.addresses = array("q", map(Tensor.data_ptr, self))
+        self.tables: dict[Any, Any] = {}
+
+
+def check_lists(anchor: str, lists: Mapping[str, Sequence[Tensor] | None], kept: Sequence[str] = ()) -> None:
+    """All lists must match ``lists[anchor]`` tensor by tensor: length, dtype, device, shape and strides, dense and real. The lists
+    named in ``kept`` live from step to step and have the accumulation dtype: fp32 where the others are bf16 or fp16."""
     anchors = lists[anchor]
     for name, tensors in lists.items():
         if isinstance(tensors, Tensor):
@@ -26,10 +41,12 @@ def check_lists(anchor: str, lists: Mapping[str, Sequence[Tensor] | None]) -> No
             raise ValueError(f"{name} has {len(tensors)} tensors but {anchor} has {len(anchors)}; the lists run in parallel")
         for i, (x, like) in enumerate(zip(tensors, anchors, strict=True)):
             _check_tensor(f"{name}[{i}]", x)
-            if x.dtype != anchors[0].dtype or x.device != anchors[0].device:
+            dtype = accumulator(anchors[0].dtype) if name in kept else anchors[0].dtype
+            if x.dtype != dtype or x.device != anchors[0].device:
                 raise ValueError(
                     f"{name}[{i}] is {x.dtype} on {x.device} but {anchor}[0] is {anchors[0].dtype} on {anchors[0].device}; "
-                    "one call takes one dtype and one device: split the lists"
+                    f"expected {dtype}: "
+                    "a call takes one dtype and one device, and keeps state in fp32 at least: split or convert the lists"
                 )
             if x.shape != like.shape:
                 raise ValueError(f"{name}[{i}] has shape {tuple(x.shape)} but {anchor}[{i}] has {tuple(like.shape)}")
