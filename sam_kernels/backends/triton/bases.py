@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import triton
 import triton.language as tl
@@ -16,20 +16,18 @@ import triton.language as tl
 ROW = tl.constexpr(12)  # numbers per group, whatever the base
 
 
-def row_of(base: str, hyper: Sequence[float]) -> list[float]:
-    """The numbers that ``options_of`` reads, from one row of the table of hyperparameters."""
+def row_of(base: str, o: Mapping[str, float]) -> list[float]:
+    """The numbers that ``options_of`` reads, from the options of one group."""
+    row = [o["lr"], o["maximize"]]
     if base == "sgd":
-        lr, momentum, dampening, weight_decay, nesterov, maximize = hyper
-        row = [lr, maximize, momentum, 1.0 - dampening, weight_decay, nesterov]
+        row += [o["momentum"], 1.0 - o["dampening"], o["weight_decay"], o["nesterov"]]
     elif base == "adam":
-        lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, corrected, initial_v, maximize = hyper
-        logs = [math.log(beta) if corrected and beta > 0 else -math.inf for beta in (beta1, beta2)]  # 1 - e^-inf = 1: no correction
-        row = [lr, maximize, 1.0 - beta1, beta2, 1.0 - beta2, *logs, eps, weight_decay, decoupled, amsgrad, initial_v]
+        betas = [o[name] if o["bias_correction"] else 0.0 for name in ("beta1", "beta2")]
+        logs = [math.log(beta) if beta > 0 else -math.inf for beta in betas]  # 1 - e^-inf = 1: nothing to correct
+        row += [1.0 - o["beta1"], o["beta2"], 1.0 - o["beta2"], *logs, o["eps"], o["weight_decay"]]
+        row += [o["decoupled"], o["amsgrad"], o["initial_v"]]
     elif base == "lion":
-        lr, beta1, beta2, weight_decay, maximize = hyper
-        row = [lr, maximize, beta1, 1.0 - beta1, beta2, 1.0 - beta2, weight_decay]
-    else:
-        row = []
+        row += [o["beta1"], 1.0 - o["beta1"], o["beta2"], 1.0 - o["beta2"], o["weight_decay"]]
     return row + [0.0] * (ROW.value - len(row))
 
 

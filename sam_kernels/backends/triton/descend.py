@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops.bases import HYPER
+from ...ops.bases import BASES, rows_of, states_used
 from ...ops.descend import reference
 from .bases import options_of, row_of, update, uses
 from .formulas import basis_of, combine, factors_in_units, factors_of, gram_in_units, is_finite, rescale, units_of
@@ -128,15 +128,14 @@ def descend_(
     if not any(x.numel() for x in params):
         return reference(params, stash, h, g, q, m, v, v_max, steps, gram, sq_norm, found_inf, loss_scale, lr, group, hyper, base,
                          coefficients, write_q, match_norm, max_norm, decay_at_perturbed, needed, given)  # fmt: skip
-    device, dtype, columns, reduced = params[0].device, params[0].dtype, len(HYPER[base]), needed & ~given
+    device, dtype, reduced, options = params[0].device, params[0].dtype, needed & ~given, rows_of(base, hyper)
     outputs = (0, 15) * (base != "none") + (30,) * write_q
     reads = [bool(x) and any(any(coefficients[k + 5 * i : k + 5 * i + 5]) for k in outputs) for i, x in enumerate((h, g, q))]
-    rows = [hyper[i : i + columns] for i in range(0, len(hyper), columns)] if columns else []
-    moves = [base != "none" and (base != "sgd" or rows[row][1] != 0) for row in group]
-    state = [m, v, v_max][: sum(map(bool, (m, v, v_max)))] if any(moves) else []
-    found = table(group, w=params, stash=stash, h=h, g=g, q=q, **dict(zip(("m", "v", "v_max"), state, strict=False)))
+    used = {name for row in set(group) for name in states_used(base, options[row])} if options else set()
+    state = {name: x for name, x in (("m", m), ("v", v), ("v_max", v_max)) if x and name in used}
+    found = table(group, w=params, stash=stash, h=h, g=g, q=q, **state)
     gram = torch.zeros(6, dtype=torch.float32, device=device) if gram is None and needed else gram
-    scalars = (max_norm, float(match_norm), *coefficients, *(x for row in rows for x in row_of(base, row)))
+    scalars = (max_norm, float(match_norm), *coefficients, *(x for o in options for x in row_of(base, o)))
     went = torch.empty(1, dtype=torch.float32, device=device)
     squares = torch.empty(found.chunks, dtype=torch.float32, device=device) if write_q and gram is not None else None
     descend_kernel[(found.chunks,)](
@@ -145,7 +144,7 @@ def descend_(
         bool(stash), *reads, len(state), write_q, decay_at_perturbed and bool(stash), **LAUNCH,
     )  # fmt: skip
     if steps is not None and base != "none":
-        steps.addcmul_(numbers(device, [float(x) for x in moves]), went)
+        steps.addcmul_(numbers(device, [float(BASES[base].counts(options[row])) for row in group]), went)
     if squares is not None and gram is not None:
         gram[5:].copy_(torch.where(went != 0, squares.sum(), gram[5:]))
     return None

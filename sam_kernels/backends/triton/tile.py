@@ -110,7 +110,7 @@ def load_if(used: tl.tensor, at, OPERAND: tl.constexpr, start: tl.tensor, size: 
     if FULL:
         return tl.load(pointers(at, OPERAND, index, tl.float32, FULL), mask=used, other=0.0)
     else:
-        return tl.load(pointers(at, OPERAND, index, tl.float32, FULL), mask=used & (index < size), other=0.0)
+        return tl.load(pointers(at, OPERAND, index, tl.float32, FULL), mask=index < tl.where(used, size, 0), other=0.0)
 
 
 @triton.jit
