@@ -6,7 +6,8 @@
 Gram: every list that a missing entry reads (inner_products_kernel). Update: every present operand once, in fp32 20 bytes per element
 for SGD with momentum and Lion (stash, h, m read; w, m written), 28 for Adam; one program per chunk, backwards through memory, so that
 what the Gram phase read last is still in L2. Deterministic; the norm of q' is summed from one partial per chunk by torch.
-Every program resolves the factors itself from device memory: 45 scalar loads and nine products are cheaper than a launch. What the
+Every program resolves the factors itself from device memory: 45 scalar loads and nine products are cheaper than a launch. (The options
+come before the factors: that way round takes fewer registers.) What the
 kernel has to change but its own programs read (step counts, the norm of q) is changed after it, by small torch ops.
 """
 
@@ -88,6 +89,10 @@ def descend_kernel(
     T: tl.constexpr, BASE: tl.constexpr, NEEDED: tl.constexpr, REDUCED: tl.constexpr, HAS_STASH: tl.constexpr, HAS_H: tl.constexpr,
     HAS_G: tl.constexpr, HAS_Q: tl.constexpr, STATE: tl.constexpr, WRITE_Q: tl.constexpr, AT_PERTURBED: tl.constexpr,
 ):  # fmt: skip
+    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
+    tensor, group, at, size, full = locate(records, tensor_of, chunk, T)
+    count = tl.load(steps + tensor) if steps is not None else 1.0
+    options = options_of(numbers + GROUPS, group, lr, count, BASE) if BASE != "none" else count
     entries, go = gram_entries(gram, partials, NEEDED, REDUCED)
     go = go if sq_norm is None else go & is_finite(tl.load(sq_norm))
     go = go if found_inf is None else go & (tl.load(found_inf) == 0)
@@ -102,10 +107,6 @@ def descend_kernel(
     kept = factors_of(numbers + COEFFICIENTS, 2, basis, NEEDED != 0) if WRITE_Q else u
     if loss_scale is not None:
         u, direct, kept = factors_in_units(u, units), factors_in_units(direct, units), factors_in_units(kept, units)
-    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    tensor, group, at, size, full = locate(records, tensor_of, chunk, T)
-    count = tl.load(steps + tensor) if steps is not None else 1.0
-    options = options_of(numbers + GROUPS, group, lr, count, BASE) if BASE != "none" else u
     square = tl.zeros([TILE], tl.float32)
     if full:
         for start in range(0, CHUNK, TILE):
