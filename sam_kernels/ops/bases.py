@@ -66,6 +66,7 @@ class Base:
     hyper: Mapping[str, float | None]  # name -> default; None: has to be given
     state: Mapping[str, str]  # list of descend_ -> its name in torch's optimizers
     update: Callable[..., tuple[Tensor, State]] | None
+    counted: bool = False  # torch's optimizer keeps a count of updates in its state
 
     def counts(self, options: Options) -> bool:
         """Whether an update advances the step count: SGD has nothing to count without momentum."""
@@ -85,8 +86,9 @@ BASES: dict[str, Base] = {
          "bias_correction": True, "initial_v": 0.0, "maximize": False},
         {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"},
         adam,
+        counted=True,
     ),
-    "lion": Base({"lr": None, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "maximize": False}, {"m": "exp_avg"}, lion),
+    "lion": Base({"lr": None, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "maximize": False}, {"m": "exp_avg"}, lion, counted=True),
 }  # fmt: skip
 
 
