@@ -47,11 +47,11 @@ BUDGETS = {
 
 def variants():
     """name -> (kernel, its compile-time arguments); None is an absent tensor."""
+    import triton.language as tl
+
     from sam_kernels.backends.triton.ascend import ascend_kernel, norm_kernel
     from sam_kernels.backends.triton.descend import descend_kernel
     from sam_kernels.backends.triton.inner_products import inner_products_kernel
-
-    import triton.language as tl
 
     single, half = {"T": tl.float32}, {"T": tl.bfloat16}
     products = {**single, "HAS_G": True, "HAS_H": False, "HAS_Q": False, "WEIGHTED": False}

@@ -5,6 +5,8 @@
     options_of   on the device, once per program: (lr, maximize, first, ...), where first = no state yet, its memory may hold anything
     uses         whether a group reads and writes m, v and v_max
     update       the new weight and state of a tile
+
+Multiply-adds are fused exactly where they are there.
 """
 
 import math

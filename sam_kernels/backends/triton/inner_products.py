@@ -2,8 +2,9 @@
 
     out = (g.g, g.h, h.h, g.q, h.q, q.q),   x.y = sum_j c_j^2 x_j y_j,   c = 1, or |w| + eta
 
-g, h and w are fp32, bf16 or fp16, q and all arithmetic fp32. Reads every present list once. Launch: min(chunks, PARTIALS) programs of 4 warps, program p taking
-the chunks p, p + programs, ... Deterministic: every lane adds its own elements in chunk order, the lanes are then summed as a tree.
+g, h and w are fp32, bf16 or fp16; q and the sums are fp32. Reads every present list once. Launch: min(chunks, PARTIALS) programs of
+4 warps, program p taking the chunks p, p + programs, ... Deterministic: every lane adds its own elements in chunk order, the lanes
+are then summed as a tree.
 The running sums are tiles, not scalars, so that the loop holds no reduction across threads.
 """
 

@@ -77,7 +77,7 @@ def write(at, OPERAND: tl.constexpr, value: tl.tensor, start: tl.tensor, size: t
 
 @triton.jit
 def widen(x: tl.tensor):
-    if x.dtype == tl.uint16:
+    if x.dtype.is_int():
         return (x.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return x.to(tl.float32)
@@ -86,7 +86,7 @@ def widen(x: tl.tensor):
 @triton.jit
 def narrow(x: tl.tensor, T: tl.constexpr):
     """fp32 rounded to nearest even."""
-    if T == tl.uint16:
+    if T.is_int():
         bits = x.to(tl.uint32, bitcast=True)
         return tl.where(x != x, 0x7FC0, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).to(tl.uint16)
     else:
