@@ -110,6 +110,7 @@ def weights() -> list[Tensor]:
     return [torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)]
 
 
+DIRECT = rules.Descent(Combination(direct={"h": 1.0}))
 OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rho": (lambda: SAM(weights(), "sgd", rho=-1.0, lr=0.1), ValueError, "rho is -1.0; expected a finite number >= 0"),
     "group_rho": (lambda: SAM([{"params": weights(), "rho": -1.0}], "sgd", lr=0.1), ValueError, "rho is -1.0"),
@@ -124,7 +125,7 @@ OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rule_class": (lambda: SAM(weights(), "sgd", lr=0.1, descent=rules.Stable), TypeError, "did you pass the class"),
     "rule_kind": (lambda: SAM(weights(), "sgd", lr=0.1, schedule=rules.Stable()), TypeError, "schedule is .*EveryStep"),
     "rule_q_norm": (lambda: rules.Descent(Combination(u={"h": (0, 0, 0, 0, 1.0)})), ValueError, "involve q"),
-    "rule_direct": (lambda: SAM(weights(), torch.optim.RMSprop, descent=rules.Descent(Combination(direct={"h": 1.0}))), ValueError, "direct term"),
+    "rule_direct": (lambda: SAM(weights(), torch.optim.RMSprop, descent=DIRECT), ValueError, "direct term"),
     "rule_key": (lambda: rules.Descent(Combination(u={"k": 1.0})), ValueError, "unknown inputs"),
     "lbfgs": (lambda: SAM(weights(), torch.optim.LBFGS), ValueError, "LBFGS.step needs a closure of its own"),
     "eps": (lambda: SAM(weights(), "sgd", lr=0.1, perturb_eps=-1.0), ValueError, "perturb_eps is -1.0"),

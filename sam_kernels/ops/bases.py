@@ -141,4 +141,3 @@ def check_state(base: str, options: list[dict[str, float]], state: dict[str, Seq
             raise ValueError(f"base {base!r} has no state {name}; leave it out")
 
 
-HYPER = {name: tuple(base.hyper) for name, base in BASES.items()}  # until Triton
