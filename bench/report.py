@@ -18,7 +18,7 @@ STEP = (
     "base SGD with momentum and weight decay, or AdamW; forward and backward are not part of a step. "
     "GB/s counts the bytes that a step has to move, each operand once, whoever takes it and however often it does: per parameter "
     "40 for SAM + SGD, 48 with AdamW, 4 more for ASAM and Stable SAM; in bf16 half for weights and gradients. "
-    "Of copy: that rate over the rate of a torch copy in the same rounds; above 1 where a list that fits into the cache is read twice. "
+    "Of copy: that rate over the rate of a torch copy in the same rounds. "
 )
 NARROW = (
     "In bf16 ours computes in fp32 and keeps the base's state in fp32; the peers keep theirs in bf16, move fewer bytes for it, and "
