@@ -18,7 +18,7 @@ from providers import PEERS, Provider
 from timing import Rounds, Times, ratios, spread
 from workloads import HOST_WORKLOADS, WORKLOADS, elements
 
-SECONDS, LEAST, MOST, WARMUP = 4.0, 7, 300, 2  # per batch: time to spend in rounds, and how many rounds at least and at most
+SECONDS, LEAST, MOST, WARMUP = 3.0, 7, 300, 2  # per batch: time to spend in rounds, and how many rounds at least and at most
 CALIBRATION = 2  # rounds that choose between the variants of a provider
 MEMORY = 10e9  # bytes, for the entries that are timed side by side
 COPY = 1 << 30  # bytes moved by a copy, at most

@@ -35,7 +35,7 @@ Results = tuple[list[Tensor], ...]  # thinned
 
 
 def steps_of(workload: str) -> int:
-    return 3 if elements(WORKLOADS[workload]) < 50e6 else 1  # the reference in fp64 takes seconds per step there
+    return 2 if elements(WORKLOADS[workload]) < 50e6 else 1  # the reference in fp64 takes seconds per step there
 
 
 def results_of(method: Method) -> tuple[str, ...]:
