@@ -1,4 +1,5 @@
 # make demo | test | setup | bench | lint | gpu        two cores, no GPU and no network beyond the package index needed
+# make bench FULL=1        every method on every workload, about half an hour
 #
 # ENV=system uses the python and torch that are already there and installs nothing; otherwise .venv is made with pinned versions.
 
@@ -32,7 +33,7 @@ ifneq ($(ENV),system)
 	$(PY) -m pip install -q --no-deps $(PEER)
 endif
 	mkdir -p bench/.results docs
-	$(PY) -m pytest bench --benchmark-json=bench/.results/cpu.json
+	$(PY) -m pytest bench $(if $(FULL),--full) --benchmark-json=bench/.results/cpu.json
 	$(PY) bench/report.py bench/.results/cpu.json --readme README.md --plot docs/bench.png
 
 lint: build/done

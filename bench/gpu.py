@@ -8,12 +8,10 @@ does); launches; peak memory. Writes <gpu>-<date>.json after every workload.
 """
 
 import argparse
-import gc
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
@@ -22,131 +20,43 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from match import ROOT, assert_match, forget, gradients, parameters
-from providers import PEERS, Provider, Step, ours
-from report import caption, table
+from device import DEVICE, DEVICE_TIME, HOST, WALL, column, copy_entry, entry, fastest, launches, peak_bytes
+from match import ROOT, assert_match, forget
+from methods import Method, bytes_per_parameter
+from providers import PEERS, ours
+from report import text
 from timing import Rounds, Times, ratios, spread
-from workloads import BYTES_PER_PARAMETER, WORKLOADS, elements
+from workloads import WORKLOADS, elements
 
-WORKLOAD_NAMES, METHODS = ("resnet50", "gpt2"), ("sam", "stable_sam")
-ROUNDS, WARMUP, CALIBRATION = 60, 10, 5
-DEADLINE = 150.0  # seconds after which no further cell is begun
-DEVICE = "cuda"
-HOST, WALL, DEVICE_TIME = slice(0, 2), slice(2, 4), slice(4, 6)  # what an entry returns: both phases of each
-
-
-def cycles(seconds: float) -> int:
-    """For a spin of at least that long at up to 2 GHz, at least 200 us and at most 50 ms."""
-    return int(2e9 * min(max(seconds, 2e-4), 5e-2))
+WORKLOAD_NAMES = ("resnet50", "gpt2")
+METHODS = (Method("sam", "sgd"), Method("stable_sam", "sgd"), Method("sam", "adamw"), Method("sam", "adamw", "bf16"))
+ROUNDS, WARMUP = 60, 10
+DEADLINE = 240.0  # seconds after which no further cell is begun
 
 
-def event_times(phases: list[Callable[[], None]], loads: list[Callable[[], None]], spin: float) -> list[float]:
-    """Seconds on the device per phase."""
-    times = []
-    for load, phase in zip(loads, phases, strict=True):
-        load()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(cycles(spin))
-        begin.record()
-        phase()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return times
-
-
-def host_times(phases: list[Callable[[], None]], loads: list[Callable[[], None]]) -> tuple[list[float], list[float]]:
-    """Seconds until enqueued and until done, per phase, starting from an idle device."""
-    host, wall = [], []
-    for load, phase in zip(loads, phases, strict=True):
-        load()
-        torch.cuda.synchronize()
-        start = perf_counter()
-        phase()
-        host.append(perf_counter() - start)
-        torch.cuda.synchronize()
-        wall.append(perf_counter() - start)
-    return host, wall
-
-
-def entry(provider: Provider, workload: str, method: str, variant: dict[str, Any]) -> tuple[Step, Callable[[], Times]]:
-    step = provider.build(parameters(workload, DEVICE), method, variant)
-    g, h = gradients(workload, 0, DEVICE)
-    phases, loads = [step.first, step.second], [lambda: step.load(g), lambda: step.load(h)]
-
-    def timed() -> Times:
-        host, wall = host_times(phases, loads)
-        return (*host, *wall, *event_times(phases, loads, 3 * max(host)))
-
-    return step, timed
-
-
-def copy_entry(nbytes: int) -> Callable[[], Times]:
-    source, target = torch.ones(nbytes // 8, device=DEVICE), torch.empty(nbytes // 8, device=DEVICE)
-    return lambda: (0.0, 0.0, 0.0, 0.0, *event_times([lambda: target.copy_(source)], [lambda: None], 0.0), 0.0)
-
-
-def column(rounds: Rounds, name: str, part: slice) -> list[float]:
-    return [sum(times[part]) for times in rounds.times[name]]
-
-
-def fastest(provider: Provider, workload: str, method: str) -> dict[str, Any]:
-    """The variant with the least wall time."""
-    if len(provider.variants) == 1:
-        return provider.variants[0]
-    rounds = Rounds({str(k): entry(provider, workload, method, v)[1] for k, v in enumerate(provider.variants)})
-    rounds.run(CALIBRATION, discard=3)
-    return provider.variants[min(range(len(provider.variants)), key=lambda k: min(column(rounds, str(k), WALL)))]
-
-
-def launches(step: Step, timed: Callable[[], Times]) -> int:
-    """Kernels, copies and fills on the device in one step; ``timed`` has set gradients."""
-    timed()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step.first()
-        step.second()
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    return sum(event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for event in events)
-
-
-def peak_bytes(provider: Provider, workload: str, method: str, variant: dict[str, Any]) -> int:
-    """Peak of allocated memory in a step beyond weights and the two gradients: stash, momentum, temporaries."""
-    gc.collect()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    step, timed = entry(provider, workload, method, variant)
-    timed()
-    torch.cuda.reset_peak_memory_stats()
-    timed()
-    return torch.cuda.max_memory_allocated() - before - 3 * sum(p.nbytes for p in step.params)
-
-
-def cell(workload: str, method: str) -> dict[str, Any]:
+def cell(workload: str, method: Method) -> dict[str, Any]:
     """Match, calibrate, then time all providers in the same rounds. A provider that fails is not timed and says why."""
-    nbytes = BYTES_PER_PARAMETER[method] * elements(WORKLOADS[workload])
+    count = elements(WORKLOADS[workload])
+    nbytes = count * bytes_per_parameter(method)
     info: dict[str, dict[str, Any]] = {}
     entries: dict[str, Callable[[], Times]] = {}
     for p in (ours("cuda"), ours("triton"), *PEERS):
-        if method not in p.methods or p.missing:
+        if not p.takes(method):
             continue
-        info[p.name] = {"ours": p.is_ours}
+        info[p.name] = {"ours": p.is_ours, "bytes": count * bytes_per_parameter(method, p.state_dtype(method).itemsize)}
         try:
             variant = fastest(p, workload, method)
             assert_match(p, workload, method, variant, DEVICE)
             peak = peak_bytes(p, workload, method, variant)
             step, timed = entry(p, workload, method, variant)
-            info[p.name] |= {"variant": variant, "launches": launches(step, timed), "held_bytes": peak}
+            info[p.name] |= {"variant": variant, "launches": launches(step, timed), "peak_bytes": peak}
             entries[p.name] = timed
         except Exception as error:
             info[p.name]["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             print(f"{workload}, {method}, {p.name}: {info[p.name]['failed']}", file=sys.stderr)
     forget()
     rounds = Rounds({"copy": copy_entry(nbytes), **entries}).run(ROUNDS, discard=WARMUP)
-    copy = column(rounds, "copy", DEVICE_TIME)
+    copy = [nbytes / t for t in column(rounds, "copy", DEVICE_TIME)]
     base = next((name for name in entries if info[name]["ours"]), None)
     for name in entries:
         wall, host, device = (column(rounds, name, part) for part in (WALL, HOST, DEVICE_TIME))
@@ -156,8 +66,8 @@ def cell(workload: str, method: str) -> dict[str, Any]:
             "device_ms": spread(device, 1e3),
             "first_ms": spread([t[4] for t in rounds.times[name]], 1e3),
             "second_ms": spread([t[5] for t in rounds.times[name]], 1e3),
-            "gb_per_s": nbytes / spread(device)["median"] / 1e9,
-            "share_of_copy": ratios(copy, device),
+            "gb_per_s": info[name]["bytes"] / spread(device)["median"] / 1e9,
+            "share_of_copy": ratios([info[name]["bytes"] / t for t in device], copy),
         }
         if base is not None:
             info[name] |= {
@@ -166,12 +76,12 @@ def cell(workload: str, method: str) -> dict[str, Any]:
             }
     return {
         "workload": workload,
-        "method": method,
+        "method": str(method),
         "tensors": len(WORKLOADS[workload]),
-        "parameters": elements(WORKLOADS[workload]),
+        "parameters": count,
         "bytes": nbytes,
         "rounds": ROUNDS,
-        "copy_gb_per_s": spread([nbytes / t / 1e9 for t in copy]),
+        "copy_gb_per_s": spread(copy, 1e-9),
         "providers": info,
     }
 
@@ -216,7 +126,7 @@ def main() -> int:
             cells.append(cell(workload, method))
             torch.cuda.empty_cache()
             path.write_text(json.dumps({"where": where, "cells": cells}, indent=1) + "\n")
-    print(f"{table(cells)}\n\n{caption(where, cells)}\n\n{path}")
+    print(f"{text(where, cells)}\n\n{path}")
     return int(any("failed" in p for c in cells for p in c["providers"].values()))
 
 

@@ -24,13 +24,13 @@ class Rounds:
     def run(self, rounds: int, discard: int = 0) -> "Rounds":
         for _ in range(discard + rounds):
             self.round()
-        self.discard(discard)
-        return self
+        return self.discard(discard)
 
-    def discard(self, rounds: int) -> None:
+    def discard(self, rounds: int) -> "Rounds":
         """Forget the first rounds."""
         for values in self.times.values():
             del values[:rounds]
+        return self
 
     def totals(self, name: str) -> list[float]:
         return [sum(times) for times in self.times[name]]

@@ -1,19 +1,18 @@
-"""Workloads: the parameter shapes of real models, and the bytes that a step has to move. Shapes only, no weights.
+"""Workloads: the parameter shapes of real models. Shapes only, no weights.
 
 The counts are those of torchvision's ResNet-18, ResNet-50 and ViT-B/16 with the ImageNet head, and of GPT-2 small; each is asserted.
 """
 
 import math
 import random
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 
 Shape = tuple[int, ...]
 
-BYTES_PER_PARAMETER = {"sam": 40, "asam": 44, "stable_sam": 44}
-"""fp32 with SGD-momentum, each operand once: norm 4 (ASAM 8), ascend 16, descend 20 (Stable SAM 24)."""
+TABLE = (1 << 20) + 7  # distinct normal values; odd, so that tensors of round sizes differ
 
 
 def _conv_bn(inputs: int, outputs: int, kernel: int) -> list[Shape]:
@@ -53,21 +52,25 @@ def _gpt2() -> list[Shape]:
     return [(50257, 768), (1024, 768)] + 12 * _transformer_block(768) + [(768,), (768,)]
 
 
-def _tiny300() -> list[Shape]:
-    draw = random.Random(300)
-    return [(draw.randint(64, 4096),) for _ in range(300)]
+def _tiny(count: int, least: int, most: int) -> list[Shape]:
+    draw = random.Random(count)
+    return [(draw.randint(least, most),) for _ in range(count)]
 
 
 _MODELS: dict[str, tuple[Callable[[], list[Shape]], int, int | None]] = {
     "resnet18": (lambda: _resnet((2, 2, 2, 2), bottleneck=False), 62, 11_689_512),
     "resnet50": (lambda: _resnet((3, 4, 6, 3), bottleneck=True), 161, 25_557_032),
-    "tiny300": (_tiny300, 300, None),
     "vit_b16": (_vit_b16, 152, 86_567_656),
     "gpt2": (_gpt2, 148, 124_439_808),
+    "tiny300": (lambda: _tiny(300, 64, 4096), 300, None),
+    "tiny10000": (lambda: _tiny(10_000, 64, 1024), 10_000, None),
+    **{f"ones{count}": (partial(_tiny, count, 1, 1), count, count) for count in (62, 161, 300)},
 }
+HOST_WORKLOADS = ("ones62", "ones161", "ones300")
+"""Tensors of one element, as many as ResNet-18, ResNet-50 and tiny300 have: a step there is all overhead."""
 
 
-def elements(shapes: list[Shape]) -> int:
+def elements(shapes: Sequence[Shape]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
@@ -82,14 +85,22 @@ def _checked(name: str) -> list[Shape]:
 WORKLOADS = {name: _checked(name) for name in _MODELS}
 
 
-def _normal(workload: str, seed: int, device: str) -> list[torch.Tensor]:
-    generator = torch.Generator(device).manual_seed(seed)
-    return [torch.randn(shape, generator=generator, device=device) for shape in WORKLOADS[workload]]
+@lru_cache(maxsize=8)
+def _table(seed: int, device: str) -> torch.Tensor:
+    return torch.randn(TABLE, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-_kept = lru_cache(maxsize=8)(_normal)  # CPU generators are slow
+def tensors(workload: str, seed: int, scale: float, device: str, via: torch.dtype, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Separately allocated normal tensors, rounded to ``via``: the same values in every dtype that holds those.
 
-
-def tensors(workload: str, seed: int, scale: float, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Separately allocated normal tensors; the same values for every dtype on one device."""
-    return [(scale * x).to(dtype) for x in (_kept if device == "cpu" else _normal)(workload, seed, device)]
+    Cut from a short table over and over, since a generator takes longer than the step that is to be timed."""
+    table = (scale * _table(seed, device)).to(via).to(dtype)
+    result, offset = [], 0
+    for shape in WORKLOADS[workload]:
+        flat, position = table.new_empty(math.prod(shape)), 0
+        while position < len(flat):
+            count = min(TABLE - offset, len(flat) - position)
+            flat[position : position + count] = table[offset : offset + count]
+            position, offset = position + count, (offset + count) % TABLE
+        result.append(flat.reshape(shape))
+    return result

@@ -1,13 +1,40 @@
-"""Base optimizers: how one is built around shared parameter groups, and which are fused."""
+"""Base optimizers: how one is built around shared parameter groups, which are fused, and what their options are to the kernels."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-NAMES: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-FUSED: dict[type[Optimizer], str] = {torch.optim.SGD: "sgd"}  # exact types: a subclass may compute something else
+from .plain import AMSGrad, Lion
+
+Options = dict[str, Any]
+NAMES: dict[str, type[Optimizer]] = {
+    "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "lion": Lion, "amsgrad": AMSGrad,
+}  # fmt: skip
+FUSED: dict[type[Optimizer], str] = {  # exact types: a subclass may compute something else
+    torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adam", AMSGrad: "adam", Lion: "lion",
+}  # fmt: skip
+_KEYS: dict[str, dict[str, Any]] = {  # option of descend_ -> key of the group; (key, index) where the key holds a pair
+    "sgd": {name: name for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")},
+    "adam": {"lr": "lr", "beta1": ("betas", 0), "beta2": ("betas", 1), "eps": "eps", "weight_decay": "weight_decay",
+             "decoupled": "decoupled_weight_decay", "amsgrad": "amsgrad", "bias_correction": "bias_correction", "initial_v": "initial_v",
+             "maximize": "maximize"},
+    "lion": {"lr": "lr", "beta1": ("betas", 0), "beta2": ("betas", 1), "weight_decay": "weight_decay", "maximize": "maximize"},
+}  # fmt: skip
+_ABSENT = {"bias_correction": True, "initial_v": 0.0, "decoupled_weight_decay": False, "maximize": False}
+
+
+def options_of(base: str, group: Mapping[str, Any]) -> Options:
+    """The options of one group, as ``descend_`` calls them."""
+    return {name: group.get(key, _ABSENT.get(key)) if isinstance(key, str) else group[key[0]][key[1]] for name, key in _KEYS[base].items()}
+
+
+def required_keys(base: str) -> set[str]:
+    """Keys that the groups of a checkpoint must have to belong to this base."""
+    keys = {key if isinstance(key, str) else key[0] for key in _KEYS[base].values()}
+    return keys - set(_ABSENT) - {"nesterov", "amsgrad"}  # torch itself adds these to old checkpoints
 
 
 def build_base(base: Any, groups: list[dict[str, Any]], kwargs: dict[str, Any]) -> Optimizer:

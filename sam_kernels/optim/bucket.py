@@ -1,97 +1,137 @@
 """A bucket: the parameters of one dtype on one device, with the flat buffers that the library owns for them.
 
-Stash and momentum are one allocation each; views of it carry each parameter's shape and strides. The stash exists from the first
-step on and is reused; it never enters the optimizer's state. ``steps`` counts the updates of every tensor on its device, because
-whether a step was skipped is known only there.
+Stash and state are one allocation each; views of it carry each parameter's shape and strides. The stash exists from the first step on
+and is reused; it never enters the optimizer's state. All lists are rows: what compiled backends know of them stays valid until a
+parameter moves, so that from step to step only the addresses of gradients are new.
 """
 
+import importlib
+import importlib.util
+from array import array
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..ops.lists import accumulator
+from ..ops.lists import Row, accumulator
+from .state import StateBuffers
+
+Layout: Any = None  # where it is not built, Python asks every tensor itself
+if hasattr(Tensor, "__dlpack_c_exchange_api__") and importlib.util.find_spec("sam_kernels._rows"):
+    Layout = importlib.import_module("sam_kernels._rows").Layout
 
 T = TypeVar("T")
+_ZERO = (0,)
 _ALIGN = 64  # bytes: every view starts on a cache line, and kernels keep their vector path
+_PARTS = 8  # subsets remembered; a model with frozen parameters has one
 
 
-def flat_views(params: list[Tensor]) -> list[Tensor]:
+def flat_views(params: Sequence[Tensor], dtype: torch.dtype) -> Row:
     """Uninitialised tensors like ``params`` (shape and strides), cut from one allocation."""
-    unit = max(1, _ALIGN // params[0].element_size())
+    unit = _ALIGN // dtype.itemsize
     offsets = [0]
     for p in params:
         offsets.append(offsets[-1] + -(-p.numel() // unit) * unit)
-    flat = torch.empty(offsets[-1], dtype=params[0].dtype, device=params[0].device)
-    return [flat.as_strided(p.shape, p.stride(), offset) for p, offset in zip(params, offsets, strict=False)]
+    flat = torch.empty(offsets[-1], dtype=dtype, device=params[0].device)
+    return Row(flat.as_strided(p.shape, p.stride(), offset) for p, offset in zip(params, offsets, strict=False))
 
 
 class Bucket:
     def __init__(self, params: list[Tensor], rows: list[int]) -> None:
-        self.params, self.rows = params, rows
+        self.params, self.rows = Row(params), rows
         self.device, self.dtype = params[0].device, params[0].dtype
         self.accumulator = accumulator(self.dtype)
-        self.stash = flat_views(params)
-        self.buffers: list[Tensor] | None = None
-        self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device)
+        self.stash = flat_views(params, self.dtype)
+        self.state = StateBuffers(self.params, lambda: flat_views(params, self.accumulator))
         self.sq_norm = torch.zeros(1, dtype=self.accumulator, device=self.device)
         self.gram = torch.zeros(6, dtype=self.accumulator, device=self.device)
+        self.loss_scale = torch.ones(2, dtype=torch.float32, device=self.device)
+        self.direction = torch.zeros(2, dtype=self.accumulator, device=self.device)
         self.grads: list[Tensor | None] = [None] * len(params)  # first gradients, where the descent reads them
-        self.perturbed: list[int] = []
-        self.addresses = [p.data_ptr() for p in params]
-        self.strides = [p.stride() for p in params]
+        self.perturbed: Part | None = None
+        self.tables: dict[str, Any] = {}  # options of the groups, see options.py
+        self._remember()
+
+    def _remember(self) -> None:
+        self.addresses = list(map(Tensor.data_ptr, self.params))
+        self.strides = list(map(Tensor.stride, self.params))
+        self.sizes = list(map(Tensor.numel, self.params))
+        self.whole = Part(self, None)
+        self._parts: dict[tuple[int, ...], Part] = {}
+
+    def part(self, indices: tuple[int, ...]) -> "Part":
+        """The parameters with these indices."""
+        if len(indices) == len(self.params):
+            return self.whole
+        if indices not in self._parts:
+            if len(self._parts) == _PARTS:
+                self._parts.clear()
+            self._parts[indices] = Part(self, indices)
+        return self._parts[indices]
+
+    def moved(self) -> bool:
+        """Whether a parameter has changed its storage or strides, as every cast, move and new layout does: the cheap question first."""
+        return self.addresses != list(map(Tensor.data_ptr, self.params)) or self.strides != list(map(Tensor.stride, self.params))
 
     def fits(self) -> bool:
-        """Whether the parameters still are where, and of the kind and layout, that the buffers were made for."""
+        """Whether the parameters are of the kind and layout that the buffers were made for."""
         return all(
             p.dtype == self.dtype and p.device == self.device and p.shape == s.shape and p.stride() == s.stride()
             for p, s in zip(self.params, self.stash, strict=True)
         )
 
-    def moved(self) -> bool:
-        """Whether a parameter has changed its storage, as every cast, move and most new layouts do: the cheap question first."""
-        return self.addresses != [p.data_ptr() for p in self.params]
-
-    def momentum(self, state: dict[Tensor, dict[str, Any]], indices: list[int]) -> list[Tensor]:
-        """The momentum buffers of these parameters. ``state`` is the truth: what others put there or took away is taken over."""
-        if self.buffers is None:
-            self.buffers = flat_views(self.params)
-        elif all([state[self.params[i]].get("momentum_buffer") is self.buffers[i] for i in indices]):
-            return self.pick(self.buffers, indices)
-        fresh: list[int] = []
-        loaded: list[int] = []
-        for i in indices:
-            entry, view = state[self.params[i]], self.buffers[i]
-            old = entry.get("momentum_buffer")
-            if old is view:
-                continue
-            if old is not None:
-                view.copy_(old)
-            (fresh if old is None else loaded).append(i)
-            entry["momentum_buffer"] = view
-        for changed, count in ((fresh, 0.0), (loaded, 1.0)):
-            if changed:
-                self.steps[torch.tensor(changed, device=self.device)] = count
-        return self.pick(self.buffers, indices)
-
-    def publish(self, state: dict[Tensor, dict[str, Any]]) -> None:
-        """Make ``state`` say what torch's own optimizer would: a buffer only where an update has written it. Waits for the device."""
-        if self.buffers is None:
-            return
-        for p, view, count in zip(self.params, self.buffers, self.steps.tolist(), strict=True):
-            if not count and state.get(p, {}).get("momentum_buffer") is view:
-                del state[p]
-
-    def kept(self, indices: list[int]) -> list[Tensor]:
-        """The first gradients of these parameters; one that had none then counts as zero."""
-        return [torch.zeros_like(self.params[i]) if (g := self.grads[i]) is None else g for i in indices]
+    def follow(self) -> None:
+        """Take over the new addresses of parameters that have moved but still fit."""
+        perturbed = None if self.perturbed is None else tuple(self.perturbed.indices)
+        self.params = Row(self.params)
+        self._remember()
+        self.perturbed = None if perturbed is None else self.part(perturbed)
 
     def finish(self) -> None:
         """The step is over: nothing is perturbed, no first gradient is needed any more."""
-        self.perturbed, self.grads = [], [None] * len(self.params)
+        self.perturbed, self.grads = None, [None] * len(self.params)
 
-    def pick(self, items: list[T] | None, indices: list[int]) -> list[T]:
-        """The chosen entries; the list itself where all are chosen."""
-        if items is None or len(indices) == len(self.params):
-            return items or []
-        return [items[i] for i in indices]
+
+class Part:
+    """The parameters of a bucket that take part in a phase: all of them, or those that have a gradient."""
+
+    def __init__(self, bucket: Bucket, indices: tuple[int, ...] | None) -> None:
+        self.bucket, self.is_whole = bucket, indices is None
+        self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
+        self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
+        self.rows, self.strides, self.sizes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.sizes)
+        self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
+        self._layout = None if Layout is None else Layout(self.params, Tensor)
+        self._state: dict[str, tuple[Row, Row]] = {}
+
+    def pick(self, items: list[T]) -> list[T]:
+        return items if self.is_whole else [items[i] for i in self.indices]
+
+    def _rows(self, tensors: Row) -> Row:
+        return tensors if self.is_whole else Row(tensors[i] for i in self.indices)
+
+    def gradients(self) -> Row | None:
+        """The gradients of these parameters, if parameters and gradients are all where and as they should be; None: look closer."""
+        if self._layout is None:
+            return None
+        addresses = array("q", _ZERO) * len(self.params)
+        grads = self._layout.gradients(self.params, addresses)
+        return None if grads is None else Row(grads, addresses)
+
+    def state(self, name: str) -> Row:
+        """The state buffers of this name, empty where the bucket keeps none."""
+        buffers = self.bucket.state.buffers.get(name)
+        if buffers is None:
+            return _NOTHING
+        known = self._state.get(name)
+        if known is None or known[0] is not buffers:
+            known = self._state[name] = (buffers, self._rows(buffers))
+        return known[1]
+
+    def kept(self) -> list[Tensor]:
+        """The first gradients of these parameters; one that had none then counts as zero."""
+        return Row(torch.zeros_like(p) if g is None else g for p, g in zip(self.params, self.pick(self.bucket.grads), strict=True))
+
+
+_NOTHING = Row(())

@@ -1,28 +1,56 @@
-"""From parameter groups to op calls: collect gradients into buckets, form the hyperparameter tables, launch ascend_ and descend_.
+"""From parameter groups to op calls: collect gradients into parts of buckets, form the option tables, launch ascend_ and descend_.
 
 Calls the implementations directly: the lists were checked when the bucket was built, and only gradients change from step to step.
-A norm runs over all buckets. With one bucket it is reduced inside the launch; with several, ``inner_products`` of each bucket are
-added up and handed to every launch.
+A norm runs over all buckets. With one bucket it is reduced inside the launch; with several, each reduces its own share, and the sum is
+handed to every launch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf, isfinite
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import ascend, descend
-from ..ops.bases import HYPER
 from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.inner_products import OP as INNER_PRODUCTS
-from ..ops.lists import hyper_table, same_layout
+from ..ops.lists import Row, same_layout
 from ..registry import Op
-from .bucket import Bucket
+from .bucket import Bucket, Part
+from .options import ascent_table, descent_table
 from .rules import Descent
 
 Group = dict[str, Any]
-Selection = list[tuple[Bucket, list[int], list[Tensor]]]  # indices into the bucket and their gradients
+Selection = list[tuple[Part, Row]]  # the parameters that have a gradient now, and their gradients
+_grad, _dtype = attrgetter("grad"), attrgetter("dtype")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for a whole step."""
+
+    groups: list[Group]
+    backend: str | None
+    capturable: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a step ends: the base, what it sees, and what may forbid it."""
+
+    base: str
+    rule: Descent
+    max_norm: float
+    ascended: bool  # a first gradient that is not finite skips the step
+    found_inf: Tensor | None = None
+    scaled: bool = False  # the loss_scale of every bucket counts
+
+
+class StaleBucketError(RuntimeError):
+    """A parameter no longer is of the kind that its bucket was built for."""
 
 
 def implementation(op: Op, bucket: Bucket, backend: str | None) -> Callable[..., Any]:
@@ -30,101 +58,88 @@ def implementation(op: Op, bucket: Bucket, backend: str | None) -> Callable[...,
     return op.named(backend or op.chosen(device, bucket.dtype), device, bucket.dtype)
 
 
-class StaleBucketError(RuntimeError):
-    """A parameter no longer has the dtype or the strides that its bucket was built for."""
-
-
-def collect(buckets: list[Bucket]) -> Selection:
-    """The parameters that have a gradient now, with gradients in the layout of their parameters."""
+def collect(buckets: list[Bucket], moved: Callable[[], None]) -> Selection:
+    """The parameters that have a gradient now, with gradients in the layout of their parameters. ``moved`` is called where some have
+    changed their storage but still fit."""
     selection: Selection = []
     for bucket in buckets:
-        indices, grads = [], []
-        for i, (p, stride) in enumerate(zip(bucket.params, bucket.strides, strict=True)):
-            grad = p.grad
-            if grad is None:
-                continue
-            if p.stride() != stride or p.dtype != bucket.dtype:
-                raise StaleBucketError
-            plain = type(grad) is Tensor and grad.layout is torch.strided and grad.dtype is bucket.dtype and grad.stride() == stride
-            indices.append(i)
-            grads.append(grad if plain else _checked(p, grad))
-        if indices:
-            selection.append((bucket, indices, grads))
+        part = bucket.whole
+        row = part.gradients()
+        if row is None:  # the compiled look at all of them found something to sort out, or there is none
+            if bucket.moved():
+                if not bucket.fits():
+                    raise StaleBucketError
+                moved()
+                bucket.follow()
+            grads = list(map(_grad, bucket.params))
+            part = bucket.part(tuple(i for i, grad in enumerate(grads) if grad is not None))
+            row = part.gradients()
+            if row is None:
+                chosen = part.pick(grads)
+                row = Row(chosen if _fit(chosen, part) else map(_checked, part.params, chosen))
+        if row:
+            selection.append((part, row))
     return selection
 
 
-def _checked(p: Tensor, grad: Tensor) -> Tensor:
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"a gradient of shape {tuple(p.shape)} has layout {grad.layout}; expected dense: construct the layer with sparse=False"
+def _fit(grads: list[Tensor], part: Part) -> bool:
+    try:
+        return set(map(type, grads)) <= {Tensor} and (
+            list(map(Tensor.stride, grads)) == part.strides
+            and list(map(Tensor.numel, grads)) == part.sizes
+            and set(map(_dtype, grads)) <= {part.bucket.dtype}
         )
+    except RuntimeError:  # sparse gradients have no strides
+        return False
+
+
+def _checked(p: Tensor, grad: Tensor) -> Tensor:
+    name = f"a gradient of shape {tuple(grad.shape)}"
+    if grad.layout != torch.strided:
+        raise TypeError(f"{name} has layout {grad.layout}; expected dense: construct the layer with sparse=False")
     if type(grad) is not Tensor and hasattr(grad, "to_local"):
-        raise TypeError(f"a gradient of shape {tuple(p.shape)} is a {type(grad).__name__}; sharded gradients are not supported")
-    if grad.dtype != p.dtype:
-        raise TypeError(f"a gradient of shape {tuple(p.shape)} is {grad.dtype} but its parameter is {p.dtype}; expected equal dtypes")
+        raise TypeError(f"{name} is a {type(grad).__name__}; sharded gradients are not supported")
+    if grad.dtype != p.dtype or grad.shape != p.shape or grad.device != p.device:
+        raise TypeError(
+            f"{name} is {grad.dtype} on {grad.device} but its parameter of shape {tuple(p.shape)} is {p.dtype} on {p.device}; "
+            "expected equal shape, dtype and device"
+        )
     return grad if same_layout(grad, p) else torch.empty_like(p).copy_(grad)
 
 
-def column(groups: list[Group], key: str, bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
-    """One hyperparameter of every group as host numbers, or as a device tensor where one of them lives there."""
-    values = [group[key] for group in groups]
-    if any(isinstance(x, Tensor) and (capturable or x.is_cuda) for x in values):
-        like = bucket.sq_norm.new_empty(())
-        parts = [x.to(like).reshape(()) if isinstance(x, Tensor) else torch.full_like(like, float(x)) for x in values]
-        return [0.0] * len(values), torch.stack(parts)
-    return values, None  # hyper_table checks them
+# ---- launches
 
 
-def ascent_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
-    rho, rho_device = column(groups, "rho", bucket, capturable)
-    columns = {
-        "rho": rho,
-        "eta": [group["eta"] for group in groups],
-        "adaptive": [bool(group["adaptive"]) for group in groups],
-        "maximize": [bool(group.get("maximize", False)) for group in groups],
-    }
-    return hyper_table(len(groups), columns, nonnegative=("rho", "eta")), rho_device
+def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float], on_device: bool, normalize: bool, eps: float) -> None:
+    """Perturb every selected parameter; ``sq_norm`` and ``gram[gg]`` of every bucket then hold the global norms. ``on_device``: the
+    factors of the direction are in ``bucket.direction``."""
+    tables = [ascent_table(part.bucket, s.groups, s.capturable) for part, _ in selection]  # all checks before any launch
+    functions = [implementation(ascend.OP, part.bucket, s.backend) for part, _ in selection]
+
+    def launch(phase: str) -> None:
+        for (part, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
+            b, stash = part.bucket, part.stash if phase != "norm" else []
+            function(part.params, grads, stash, [], b.sq_norm, b.gram, None, rho, b.direction if on_device else None, part.rows, hyper,
+                     list(direction), [], eps, normalize, phase)  # fmt: skip
+
+    buckets = [part.bucket for part, _ in selection]
+    if len(buckets) > 1:
+        launch("norm")
+        add_up(buckets, [bucket.sq_norm for bucket in buckets])
+        add_up(buckets, [bucket.gram[:1] for bucket in buckets])
+    launch("all" if len(buckets) == 1 else "update")
+    for part, _ in selection:
+        torch.autograd.graph.increment_version(part.params)
+        part.bucket.perturbed = part
 
 
-def ascend_all(selection: Selection, groups: list[Group], direction: tuple[float, float], normalize: bool, eps: float,
-               backend: str | None, capturable: bool) -> None:  # fmt: skip
-    """Perturb every selected parameter; ``sq_norm`` and ``gram[gg]`` of every bucket then hold the global norms."""
-    tables = [ascent_table(groups, bucket, capturable) for bucket, _, _ in selection]  # all checks before any launch
-    functions = [implementation(ascend.OP, bucket, backend) for bucket, _, _ in selection]
-    given = len(selection) > 1
-    if given:
-        _sum_norms(selection, groups, direction, backend)
-    for (bucket, indices, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
-        params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
-        rows = bucket.pick(bucket.rows, indices)
-        function(
-            params, grads, stash, [], bucket.sq_norm, bucket.gram, None, rho, None, rows, hyper, list(direction), [], eps, normalize, given
-        )
-        torch.autograd.graph.increment_version([*params, *stash])
-        bucket.perturbed = indices
-
-
-def _sum_norms(selection: Selection, groups: list[Group], direction: tuple[float, float], backend: str | None) -> None:
-    """Global |c d|^2 over the groups with rho != 0 and |g|^2 over all, written into every bucket."""
-    total = torch.zeros(2, dtype=torch.float64, device=selection[0][0].device)
-    for bucket, indices, grads in selection:
-        function = implementation(INNER_PRODUCTS, bucket, backend)
-        for row, group in enumerate(groups):
-            chosen = [k for k, i in enumerate(indices) if bucket.rows[i] == row]
-            if not chosen:
-                continue
-            g = [grads[k] for k in chosen]
-            plain = function(g, [], [], [], 0.0)[0]
-            weights = [bucket.params[indices[k]] for k in chosen] if group["adaptive"] else []
-            weighted = function(g, [], [], weights, float(group["eta"]))[0] if weights else plain
-            rho = torch.as_tensor(group["rho"], device=bucket.device).reshape(())
-            counted = torch.where(rho != 0, weighted * direction[0] ** 2, torch.zeros_like(weighted))
-            total += torch.stack((counted, plain)).to(total)
-    if any(bucket.accumulator == torch.float32 for bucket, _, _ in selection):
-        total = total.float()  # a norm that overflows in one bucket overflows in all: they skip together
-    for bucket, _, _ in selection:
-        bucket.sq_norm.copy_(total[:1])
-        bucket.gram[:1].copy_(total[1:])
+def add_up(buckets: list[Bucket], shares: list[Tensor]) -> None:
+    """Replace every bucket's share by the sum. In fp32 where one of them is: what overflows in one bucket overflows in all."""
+    wide = all(bucket.accumulator == torch.float64 for bucket in buckets)
+    total = torch.stack([x.to(shares[0].device, torch.float64) for x in shares]).sum(0)
+    total = total if wide else total.float()
+    for x in shares:
+        x.copy_(total)
 
 
 def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[int, int]:
@@ -132,59 +147,53 @@ def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend:
     needed = needed_entries(rule.coefficients, rule.match_norm, max_norm)
     given = needed & entry_mask(["gg"])  # the ascent has left it in gram
     if len(selection) > 1 and needed & ~given:
-        total = torch.zeros(6, dtype=torch.float64, device=selection[0][0].device)
-        for bucket, indices, grads in selection:
-            g = bucket.kept(indices) if rule.keeps_g(max_norm) else []
-            total += implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0).to(total)
-        for bucket, _, _ in selection:
-            bucket.gram[1:].copy_(total[1:])
+        for part, grads in selection:
+            g = part.kept() if rule.keeps_g(max_norm) else []
+            part.bucket.gram[1:].copy_(implementation(INNER_PRODUCTS, part.bucket, backend)(g, grads, [], [], 0.0)[1:])
+        buckets = [part.bucket for part, _ in selection]
+        add_up(buckets, [bucket.gram[1:] for bucket in buckets])
         given = needed
     return needed, given
 
 
-def sgd_table(groups: list[Group], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
-    lr, lr_device = column(groups, "lr", bucket, capturable)
-    columns: dict[str, Sequence[float]] = {key: [group[key] for group in groups] for key in HYPER["sgd"]}
-    return hyper_table(len(groups), {**columns, "lr": lr}, nonnegative=("lr", "momentum", "weight_decay")), lr_device
-
-
-def descend_sgd(selection: Selection, groups: list[Group], rule: Descent, max_norm: float, state: dict[Tensor, dict[str, Any]],
-                skip_on: bool, backend: str | None, capturable: bool) -> None:  # fmt: skip
-    """Restore, combine and update in one launch per bucket. ``skip_on``: a first gradient that is not finite skips the step."""
-    tables = [sgd_table(groups, bucket, capturable) for bucket, _, _ in selection]
-    needed, given = descent_norms(selection, rule, max_norm, backend)
-    if skip_on:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
+def descend_all(selection: Selection, s: Settings, update: Update, state: dict[Tensor, dict[str, Any]]) -> None:
+    """Restore, combine and update in one launch per bucket."""
+    tables = [descent_table(part.bucket, s.groups, update.base, s.capturable) for part, _ in selection]
+    for (part, _), (_, _, used) in zip(selection, tables, strict=True):
+        part.bucket.state.adopt(state, update.base, used, part.bucket.rows, part.indices)
+    needed, given = descent_norms(selection, update.rule, update.max_norm, s.backend)
+    if update.ascended:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
         needed, given = needed | entry_mask(["gg"]), given | entry_mask(["gg"])
-    keep_g = rule.keeps_g(max_norm)
-    for (bucket, indices, grads), (hyper, lr) in zip(selection, tables, strict=True):
-        whole = len(indices) == len(bucket.params)
-        buffers = bucket.momentum(state, indices) if any(group["momentum"] for group in groups) else []
-        steps = bucket.steps if whole else bucket.steps[torch.tensor(indices, device=bucket.device)]
-        params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
-        g = bucket.kept(indices) if keep_g else []
-        rows = bucket.pick(bucket.rows, indices)
-        implementation(descend.OP, bucket, backend)(
-            params, stash, grads, g, [], buffers, steps, bucket.gram, bucket.sq_norm if skip_on else None, None, lr, rows,
-            hyper, "sgd", rule.coefficients.flat, False, rule.match_norm, max_norm, False, needed, given,
+    keep_g = update.rule.keeps_g(update.max_norm)
+    for (part, grads), (hyper, lr, _) in zip(selection, tables, strict=True):
+        b = part.bucket
+        m, v, v_max = (part.state(name) for name in ("m", "v", "v_max"))
+        steps = b.state.steps if part.index is None else b.state.steps[part.index]
+        implementation(descend.OP, b, s.backend)(
+            part.params, part.stash, grads, part.kept() if keep_g else [], [], m, v, v_max, steps, b.gram,
+            b.sq_norm if update.ascended else None, on(b, update.found_inf), b.loss_scale if update.scaled else None, lr, part.rows, hyper,
+            update.base, update.rule.coefficients.flat, False, update.rule.match_norm, update.max_norm, False, needed, given,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*params, *buffers])
-        if not whole:
-            bucket.steps[torch.tensor(indices, device=bucket.device)] = steps
+        torch.autograd.graph.increment_version([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
+        if part.index is not None:
+            b.state.steps[part.index] = steps
 
 
-def restore(bucket: Bucket, indices: list[int], backend: str | None) -> None:
-    if not indices:
+def on(bucket: Bucket, flag: Tensor | None) -> Tensor | None:
+    return None if flag is None else flag.to(bucket.device, torch.float32).reshape(1)
+
+
+def restore(part: Part, backend: str | None) -> None:
+    bucket = part.bucket
+    if bucket.moved() and not bucket.fits():  # cast or laid out anew while perturbed: the clean values are right all the same
+        for p, clean in zip(part.params, part.stash, strict=True):
+            p.copy_(clean)
         return
-    if any(bucket.params[i].stride() != bucket.strides[i] or bucket.params[i].dtype != bucket.dtype for i in indices):
-        # cast or laid out anew while perturbed: the clean values are right all the same
-        for i in indices:
-            bucket.params[i].copy_(bucket.stash[i])
-        return
-    params, stash = bucket.pick(bucket.params, indices), bucket.pick(bucket.stash, indices)
-    rows = [0] * len(indices)
+    params = Row(part.params) if bucket.moved() else part.params
     implementation(descend.OP, bucket, backend)(
-        params, stash, [], [], [], [], None, None, None, None, None, rows, [], "none", _NO_COEFFICIENTS, False, False, inf, False, 0, 0
-    )
+        params, part.stash, [], [], [], [], [], [], None, None, None, None, None, None, part.rows, [], "none", _NO_COEFFICIENTS,
+        False, False, inf, False, 0, 0,
+    )  # fmt: skip
     torch.autograd.graph.increment_version(params)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batchnorm import frozen_batchnorm
-from . import engine
+from . import amp, engine
 from .bases import build_base, fused_name
 from .bucket import Bucket
 from .generic import step_base
@@ -32,7 +32,8 @@ class SAM(SharedState):
         params: parameters, named parameters, or parameter groups. ``rho``, ``adaptive`` and ``eta`` may be set per group, like
             every option of the base; a group with ``rho=0`` is neither perturbed nor counted in the norm.
         base_optimizer: a ``torch.optim.Optimizer`` class, an instance over the same parameters, or ``"sgd"``, ``"adam"``,
-            ``"adamw"``. ``torch.optim.SGD`` itself is fused; any other is stepped after an exact restore.
+            ``"adamw"``, ``"lion"``, ``"amsgrad"``. torch's SGD, Adam and AdamW themselves and our Lion and AMSGrad are fused; any other
+            is stepped after an exact restore.
         rho: radius of the perturbation, >= 0, in the norm over all groups together.
         adaptive, eta: scale the perturbation by ``(|w| + eta)**2`` (ASAM, arXiv 2102.11600).
         normalize: divide by the norm of the gradient; ``perturb_eps`` guards that division.
@@ -46,8 +47,14 @@ class SAM(SharedState):
     State: ``state[p]`` is the base's own; checkpoints go to and come from the plain base optimizer. The clean weights are kept in
     one flat buffer of the size of the parameters, which never enters a checkpoint. Parameters keep their storage.
 
+    ``GradScaler``: ``scaler.step(opt)`` as the second step, without ``unscale_``; the scale is taken out inside the update.
+
     A first gradient that is not finite perturbs nothing and skips the step, on the device. A zero gradient perturbs nothing.
     """
+
+    _step_supports_amp_scaling = True  # GradScaler leaves scale and found_inf to the step
+    _norms: Bucket | None = None  # a bucket of the last ascent
+    _first_scale: Tensor | None = None  # of the gradients of the last ascent, where it is known
 
     def __init__(
         self,
@@ -87,19 +94,18 @@ class SAM(SharedState):
         self.model, self.backend = model, backend
         self._fused = fused_name(self.base_optimizer)
         if self._fused is None and any(self.descent.coefficients.flat[15:30]):
-            raise ValueError(
-                f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use torch.optim.SGD"
-            )
-        self._grad_norm: Tensor | None = None
+            raise ValueError(f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use SGD")
         self._check_members()
 
     # ---- the two phases
 
     @torch.no_grad()
-    def first_step(self, zero_grad: bool = False) -> None:
+    def first_step(self, zero_grad: bool = False, scaler: Any = None) -> None:
         """Perturb the parameters along their gradients and stash the clean values.
 
-        Mutates parameters (in place). With ``zero_grad`` the gradients are set to None. No gradient anywhere: a no-op.
+        Mutates parameters (in place). With ``zero_grad`` the gradients are set to None. No gradient anywhere: a no-op. ``scaler``: the
+        ``GradScaler`` whose scale the gradients carry. A normalized direction does not depend on it; what does is listed in
+        ``needs_scaler``, and is refused at the second step where the scale is not known.
 
         Raises:
             RuntimeError: the parameters are already perturbed.
@@ -110,13 +116,16 @@ class SAM(SharedState):
         selection = self._collect()
         for bucket in self._get_buckets():
             bucket.finish()
+        self._first_scale = amp.scale_of(scaler)
+        self._norms = selection[0][0].bucket if selection else self._norms
         if selection:
-            engine.ascend_all(
-                selection, self.param_groups, self.ascent.direction, self.normalize, self.perturb_eps, self.backend, self.capturable
-            )
+            scaled = self._first_scale is not None
+            if scaled:
+                amp.set_first_scale(selection, self._first_scale, self.ascent.direction)
+            direction = self.ascent.direction
+            engine.ascend_all(selection, self._settings(), direction, scaled, self.normalize, self.perturb_eps)
             if self.descent.keeps_g(self.max_norm):
                 self._keep_gradients(selection, zero_grad)
-            self._grad_norm = selection[0][0].gram[0]
         self._phase = "perturbed" if selection else "empty"
         if zero_grad:
             self.zero_grad(set_to_none=True)
@@ -166,7 +175,8 @@ class SAM(SharedState):
     def restore(self) -> None:
         """Put the clean weights back, bit for bit, without an update. Does nothing where nothing is perturbed."""
         for bucket in self._buckets or ():
-            engine.restore(bucket, bucket.perturbed, self.backend)
+            if bucket.perturbed is not None:
+                engine.restore(bucket.perturbed, self.backend)
             bucket.finish()
         self._phase = "clean"
 
@@ -190,47 +200,61 @@ class SAM(SharedState):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """Norm of the last first gradient over all parameters, on the device; None before the first step."""
-        return None if self._grad_norm is None else self._grad_norm.sqrt()
+        """Norm of the last first gradient over all parameters, on the device; None before the first step. Under a ``GradScaler`` that
+        ``first_step`` was not told of, the norm of the scaled gradient."""
+        if self._norms is None:
+            return None
+        norm = self._norms.gram[0].sqrt()
+        return norm if self._first_scale is None else norm / self._first_scale.to(norm)
+
+    @property
+    def needs_scaler(self) -> bool:
+        """Whether the step depends on the scale of the first gradient, so that a ``GradScaler`` has to be handed to ``first_step``,
+        unless ``scaler.step`` itself takes the scale out of both."""
+        return not self.normalize
+
+    def _settings(self) -> engine.Settings:
+        return engine.Settings(self.param_groups, self.backend, self.capturable)
 
     # ---- descent
 
     @torch.no_grad()
     def _descend(self) -> None:
         selection = self._collect()
-        buckets = self._get_buckets()
         ascended = self._phase == "perturbed"
-        present = {id(bucket): set(indices) for bucket, indices, _ in selection}
-        for bucket in buckets:
-            perturbed = set(bucket.perturbed)
-            here = present.get(id(bucket), set())
-            engine.restore(bucket, sorted(perturbed - here), self.backend)
-            for i in sorted(here - perturbed):  # first gradient only now: its clean weight is its weight
-                bucket.stash[i].copy_(bucket.params[i])
-        if ascended:
-            for bucket, _, _ in selection:
-                self._align_norms(bucket)
-        rule = self.descent if ascended else Plain()
+        update = engine.Update(self._fused or "none", self.descent if ascended else Plain(), self.max_norm, ascended)
+        update = amp.scaled_update(self, update, selection)
+        self._settle(selection)
         if selection and self._fused:
-            engine.descend_sgd(selection, self.param_groups, rule, self.max_norm, self.state, ascended, self.backend, self.capturable)
+            engine.descend_all(selection, self._settings(), update, self.state)
         elif selection:
-            step_base(self.base_optimizer, selection, rule, self.max_norm, ascended, self.backend)
-        for bucket in buckets:
+            step_base(self.base_optimizer, selection, update, self.backend)
+        for bucket in self._get_buckets():
             bucket.finish()
         self._phase = "clean"
 
-    def _align_norms(self, bucket: Bucket) -> None:
-        """A bucket whose gradients appear only in the second pass takes the ascent's norms from one that had them."""
-        source = next(b for b in self._get_buckets() if b.perturbed)
-        if not bucket.perturbed:
-            bucket.sq_norm.copy_(source.sq_norm)
-            bucket.gram.copy_(source.gram)
+    def _settle(self, selection: engine.Selection) -> None:
+        """Clean weights for all that will not be updated, a stash for all that will be."""
+        present = {part.bucket: part for part, _ in selection}
+        source = next((bucket for bucket in self._get_buckets() if bucket.perturbed), None)
+        for bucket in self._get_buckets():
+            part, perturbed = present.get(bucket), bucket.perturbed
+            if part is perturbed:
+                continue
+            here, there = (set(x.indices) if x is not None else set() for x in (part, perturbed))
+            if gone := tuple(sorted(there - here)):
+                engine.restore(bucket.part(gone), self.backend)
+            for i in sorted(here - there):  # first gradient only now: its clean weight is its weight
+                bucket.stash[i].copy_(bucket.params[i])
+            if perturbed is None and source is not None:  # the ascent's norms are those of a bucket that took part in it
+                for mine, other in zip((bucket.sq_norm, bucket.gram), (source.sq_norm, source.gram), strict=True):
+                    mine.copy_(other)
 
     def _keep_gradients(self, selection: engine.Selection, taken: bool) -> None:
-        for bucket, indices, grads in selection:
-            for i, grad in zip(indices, grads, strict=True):
+        for part, grads in selection:
+            for i, grad in zip(part.indices, grads, strict=True):
                 own = taken and grad._base is None  # nobody else writes it once .grad lets go of it
-                bucket.grads[i] = grad if own else grad.clone(memory_format=torch.preserve_format)
+                part.bucket.grads[i] = grad if own else grad.clone(memory_format=torch.preserve_format)
 
 
 def _rule(name: str, given: Any, kind: type, default: type | None = None) -> Any:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..ops.lists import check_aliasing, is_dense
+from ..ops.bases import BASES
+from ..ops.lists import accumulator, check_aliasing, is_dense
 from ..registry import OPS
 from . import engine
+from .bases import options_of, required_keys
 from .bucket import Bucket
+from .state import names_of
 
+_BUFFERS = {key for base in BASES.values() for key in base.state.values()}
 _PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
-_NOT_COPIED = ("step", "_buckets", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
+_NOT_COPIED = ("step", "_buckets", "_norms", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
 
 
 class SharedState(Optimizer):
@@ -24,7 +29,8 @@ class SharedState(Optimizer):
     backend: str | None
     _own_defaults: dict[str, Any]
     _buckets: list[Bucket] | None = None
-    _membership: list[list[int]]  # ids of the parameters of every group, when the buckets were made
+    _fused: str | None = None
+    _membership: list[list[Tensor]]  # the parameters of every group, when the buckets were made
     _phase = "clean"  # or "perturbed", or "empty": a first step that found no gradient
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -53,14 +59,21 @@ class SharedState(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, of its plain base, or of another SAM wrapper (whose saved weights are ignored)."""
         self._require_clean("load_state_dict()")
+        check_checkpoint(state_dict, self._fused)
         saved = list(state_dict["param_groups"])
         mine = [{key: group[key] for key in self._own_defaults} for group in self.param_groups]  # for groups of a plain optimizer
         groups = [{**own, **theirs} for own, theirs in zip(mine, saved, strict=False)]
         state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
-        check_buffers([p for group in self.param_groups for p in group["params"]], saved, state)
+        members = [p for group in self.param_groups for p in group["params"]]
+        check_state(members, saved, state, self._fused)
         super().load_state_dict(
             {**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups + saved[len(groups) :]}
         )
+        keys = [key for group in saved for key in group["params"]]
+        for p, key in zip(members, keys, strict=True):  # torch has rounded the state to the dtype of the parameter
+            for name, value in state.get(key, {}).items():
+                if self._fused and isinstance(value, Tensor) and value.shape == p.shape and p.dtype != accumulator(p.dtype):
+                    self.state[p][name] = value.detach().to(p.device, accumulator(p.dtype), copy=True)
         self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share()
         self._buckets = None
@@ -85,7 +98,7 @@ class SharedState(Optimizer):
 
     def _publish(self) -> None:
         for bucket in self._buckets or ():
-            bucket.publish(self.state)
+            bucket.state.publish(self.state)
 
     def _drop_buckets(self) -> None:
         self._publish()
@@ -104,35 +117,36 @@ class SharedState(Optimizer):
                     params.append(p)
                     rows.append(row)
             self._buckets = [Bucket(params, rows) for params, rows in members.values()]
-            self._membership = self._members()
+            self._membership = [list(group["params"]) for group in self.param_groups]
+            if self._fused and self.state:  # a state that does not fit is refused before anything is perturbed
+                used = [names_of(self._fused, options_of(self._fused, group)) for group in self.param_groups]
+                for bucket in self._buckets:
+                    known = [i for i, p in enumerate(bucket.params) if self.state.get(p)]
+                    bucket.state.adopt(self.state, self._fused, used, bucket.rows, known)
         return self._buckets
 
-    def _members(self) -> list[list[int]]:
-        return [[id(p) for p in group["params"]] for group in self.param_groups]
+    def _same_members(self) -> bool:
+        held, now = self._membership, self.param_groups
+        return len(held) == len(now) and all(
+            len(a) == len(b["params"]) and all(map(is_, a, b["params"])) for a, b in zip(held, now, strict=True)
+        )
 
     def _refresh_buckets(self) -> None:
-        """Between steps, follow what happened to the model and the groups since: new storage, dtype, layout, members."""
-        if self._buckets is not None and self._membership != self._members():
+        """Between steps, follow edits of the groups."""
+        if self._buckets is not None and not self._same_members():
             self._drop_buckets()
-        moved = [bucket for bucket in self._get_buckets() if bucket.moved()]
-        if not all(bucket.fits() for bucket in moved):
-            self._drop_buckets()
-        elif moved:
-            self._check_members()
-            for bucket in moved:
-                bucket.addresses = [p.data_ptr() for p in bucket.params]
 
     def _collect(self) -> engine.Selection:
         """The parameters with a gradient, by bucket. Between the passes, a change of the model or the groups is an error, raised once
         the clean weights are back; between steps it is followed."""
         try:
-            if self._phase == "perturbed" and self._membership != self._members():
+            if self._phase == "perturbed" and not self._same_members():
                 raise engine.StaleBucketError
-            return engine.collect(self._get_buckets())
+            return engine.collect(self._get_buckets(), self._check_members)
         except engine.StaleBucketError:
             if self._phase != "perturbed":
                 self._drop_buckets()
-                return engine.collect(self._get_buckets())
+                return engine.collect(self._get_buckets(), self._check_members)
             self.restore()
             raise RuntimeError(
                 "the parameters were cast, moved, laid out anew, or their groups edited between the two passes; the clean weights are "
@@ -177,13 +191,29 @@ def check_group(group: dict[str, Any]) -> None:
             )
 
 
-def check_buffers(params: list[Tensor], groups: list[dict[str, Any]], state: dict[Any, dict[str, Any]]) -> None:
-    """The momentum buffers of a checkpoint must have the shapes of the parameters that they belong to."""
+def check_checkpoint(state_dict: Any, fused: str | None) -> None:
+    """Refuse what is no checkpoint, or one of another optimizer, before anything changes."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
+        has = sorted(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"state_dict is {has}; expected a dict with 'state' and 'param_groups', as state_dict() returns it")
+    for i, group in enumerate(state_dict["param_groups"]):
+        required = {"params"} | (required_keys(fused) if fused else set())
+        if missing := sorted(required - set(group)):
+            raise ValueError(f"param_groups[{i}] of the checkpoint lacks {missing}; it belongs to another optimizer")
+
+
+def check_state(params: list[Tensor], groups: list[dict[str, Any]], state: dict[Any, dict[str, Any]], fused: str | None) -> None:
+    """The buffers of a checkpoint must be those of this base, and have the shapes of the parameters that they belong to."""
     keys = [key for group in groups for key in group["params"]]
+    expected = {*BASES[fused].state.values(), *(("step",) if BASES[fused].counted else ())} if fused else None
     for i, (p, key) in enumerate(zip(params, keys, strict=False)):
-        buffer = state.get(key, {}).get("momentum_buffer")
-        if isinstance(buffer, Tensor) and buffer.shape != p.shape:
-            raise ValueError(
-                f"momentum_buffer of parameter {i} has shape {tuple(buffer.shape)} in the checkpoint but the parameter has "
-                f"{tuple(p.shape)}; the checkpoint belongs to another model"
-            )
+        for name, value in state.get(key, {}).items():
+            if expected is not None and name not in expected:
+                raise ValueError(
+                    f"the checkpoint holds {name} for parameter {i}; expected {sorted(expected)}: it belongs to another optimizer"
+                )
+            if name in _BUFFERS and isinstance(value, Tensor) and value.shape != p.shape:
+                raise ValueError(
+                    f"{name} of parameter {i} has shape {tuple(value.shape)} in the checkpoint but the parameter has "
+                    f"{tuple(p.shape)}; the checkpoint belongs to another model"
+                )
