@@ -23,8 +23,6 @@ constexpr int32_t kCpuChunk = 16384;  // elements: 64 KiB of each fp32 operand, 
 // Runs body(context, begin, end) over [0, count) in parallel; handed in by the binding, since the kernels know no torch.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 
-enum Order : int { kForward, kBackward };
-
 inline Chunk chunk_at(const TensorTable& table, int32_t tensor, int32_t chunk) {
   const int64_t begin = int64_t(chunk - table.first_chunk[tensor]) * table.chunk_size, end = begin + table.chunk_size;
   return {tensor, begin, end < table.numel[tensor] ? end : table.numel[tensor]};
@@ -32,23 +30,18 @@ inline Chunk chunk_at(const TensorTable& table, int32_t tensor, int32_t chunk) {
 
 // body(chunk index, chunk) for every chunk. Each range runs a copy of its own of `body`, which may remember things between chunks.
 template <class Body>
-void for_each_chunk(const TensorTable& table, ParallelFor parallel_for, const Body& body, Order order = kForward) {
+void for_each_chunk(const TensorTable& table, ParallelFor parallel_for, const Body& body) {
   struct Context {
     const TensorTable& table;
     const Body& body;
-    Order order;
-  } context{table, body, order};
+  } context{table, body};
   const auto range = [](void* pointer, int64_t begin, int64_t end) {
     const Context& c = *static_cast<Context*>(pointer);
     if (begin >= end) return;
     Body body = c.body;
-    const int32_t* first_chunk = c.table.first_chunk;
-    const bool back = c.order == kBackward;
-    int32_t tensor = find_chunk(c.table, int32_t(back ? end - 1 : begin)).tensor;
-    for (int64_t k = begin; k < end; ++k) {
-      const int32_t i = int32_t(back ? begin + end - 1 - k : k);
-      while (first_chunk[tensor + 1] <= i) ++tensor;
-      while (first_chunk[tensor] > i) --tensor;
+    int32_t tensor = find_chunk(c.table, int32_t(begin)).tensor;
+    for (int32_t i = int32_t(begin); i < end; ++i) {
+      while (c.table.first_chunk[tensor + 1] <= i) ++tensor;
       body(i, chunk_at(c.table, tensor, i));
     }
     stream_end();

@@ -79,15 +79,14 @@ Factors<Acc<T>> factors_of(const DescendArgs& args, ParallelFor parallel_for) {
   using A = Acc<T>;
   constexpr int lists_of[kGram] = {1, 3, 2, 5, 6, 4};
   A* gram = static_cast<A*>(args.gram);
-  int lists = 0;
+  int lists = 0;  // 1 = g, 2 = h, 4 = q
   for (int k = 0; k < kGram; ++k) lists |= args.reduced() >> k & 1 ? lists_of[k] : 0;
   if (lists) {
     double total[kGram];
     reduce_gram<T>(args.table, lists, false, A(0), parallel_for, total);
     for (int k = 0; k < kGram; ++k) gram[k] = args.reduced() >> k & 1 ? A(total[k]) : gram[k];
   }
-  const bool bad_norm = args.sq_norm && !is_finite(*static_cast<const A*>(args.sq_norm));
-  const bool skip = bad_norm || (args.found_inf && *args.found_inf != 0);
+  const bool skip = (args.sq_norm && !is_finite(*static_cast<const A*>(args.sq_norm))) || (args.found_inf && *args.found_inf != 0);
   return resolve(args.coefficients, gram, args.needed, args.match_norm, A(args.max_norm), args.loss_scale, skip);
 }
 

@@ -1,8 +1,8 @@
 // The loops of the base updates: one body for every base, compiled for the sets of state that groups of that base use.
 //
-// Which state is there is a compile-time mask, so that loops without momentum or v_max neither test nor touch it. The other options of a
-// group are the same for all elements: the compiler hoists them or blends, and every loop is a vector loop, square roots and divisions
-// included.
+// Which state is there and the flags of a group are compile-time constants of a loop. The state, so that a loop without momentum or v_max
+// neither tests nor touches it; the flags, because compilers know no vector that is chosen by a bool from outside the loop: with them as
+// run-time values Adam was eight times slower. Square roots and divisions are vector instructions.
 #include "descend_block.h"
 
 namespace samk {
@@ -13,10 +13,22 @@ SAMK_INLINE void add(A c, const A* __restrict in, A* __restrict out, int64_t n) 
   for (int64_t i = 0; i < n; ++i) out[i] = fused(c, in[i], out[i]);
 }
 
-template <int kStates, class A, class U>
+// A flag beside `first` and `maximize` that the inner loop tests.
+template <class A>
+SAMK_INLINE bool& option(Sgd<A>& base) { return base.nesterov; }
+template <class A>
+SAMK_INLINE bool& option(Adam<A>& base) { return base.decoupled; }
+template <class A>
+SAMK_INLINE bool& option(Lion<A>& base) { return base.first; }
+
+template <int kStates, bool kOption, bool kFirst, class A, class U>
 SAMK_INLINE void update_all(const UpdateBlock<A>& x, const U& base) {
-  const U update = base;
-  const A *clean = x.clean, *at = x.at, *u = x.u, factor = x.factor;
+  U update = base;
+  option(update) = kOption;
+  update.first = kFirst;
+  update.maximize = false;  // by the sign of the factor
+  if (update.states() != kStates) __builtin_unreachable();
+  const A *clean = x.clean, *at = x.at, *u = x.u, factor = base.maximize ? -x.factor : x.factor;
   A *out = x.out, *m = x.m, *v = x.v, *v_max = x.v_max;
   const int64_t n = x.n;
 #pragma GCC ivdep  // where lists share memory, they share it element by element
@@ -32,13 +44,18 @@ SAMK_INLINE void update_all(const UpdateBlock<A>& x, const U& base) {
   }
 }
 
+template <int kStates, class A, class U>
+SAMK_INLINE void update_with(const UpdateBlock<A>& x, U base) {
+  if (option(base))
+    base.first ? update_all<kStates, true, true>(x, base) : update_all<kStates, true, false>(x, base);
+  else
+    base.first ? update_all<kStates, false, true>(x, base) : update_all<kStates, false, false>(x, base);
+}
+
 template <class A, class U>
 SAMK_INLINE void update_any(const UpdateBlock<A>& x, const U& base) {
   constexpr int kLast = (U::kStates & operand_bit(kVMax)) != 0 ? operand_bit(kVMax) : operand_bit(kM);  // the one that may be unused
-  if ((base.states() & kLast) != 0)
-    update_all<U::kStates>(x, base);
-  else
-    update_all<U::kStates & ~kLast>(x, base);
+  (base.states() & kLast) != 0 ? update_with<U::kStates>(x, base) : update_with<U::kStates & ~kLast>(x, base);
   if (!x.direct) return;
   const A* direct = x.direct;
   A* out = x.out;

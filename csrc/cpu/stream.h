@@ -16,7 +16,9 @@
 
 namespace samk {
 
-constexpr int64_t kBlock = 1024;  // elements handled at a time, 4 or 8 KiB: what is read, computed and streamed stays in L1
+// Elements handled at a time where something passes through L1. So few that the loads of a block start while the one before is still
+// computed: at 1024 a ResNet-18 descent takes 1.3 times as long, at 128 the calls begin to show.
+constexpr int64_t kBlock = 512;
 constexpr int64_t kStreamBytes = int64_t(4) << 20;  // per operand: smaller lists may still be in cache when they are read next
 
 inline bool streams(const TensorTable& table, int64_t element_size) {
