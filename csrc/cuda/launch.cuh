@@ -73,7 +73,6 @@ cudaError_t launch(const Args& args, int64_t hypers, bool cooperative, const Pla
   Launch<Args> payload;
   static_assert(sizeof(payload) <= kArgumentBytes, "kernel arguments are limited to 32 KB");
   payload.args = args;
-  payload.hypers = hypers;
   payload.workspace = static_cast<char*>(place.workspace);
   payload.table = nullptr;
 

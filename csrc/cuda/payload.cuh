@@ -51,20 +51,21 @@ struct Measure {
     bytes += n * int64_t(sizeof(E));
   }
 };
-struct Pack {
+struct Pack {  // leaves the distance from `to` where the address was: the device need not count
   char* to;
+  int64_t bytes = 0;
   template <class E>
   SAMK_HD void operator()(const E*& array, int64_t n) {
-    if (n > 0) memcpy(to, array, n * sizeof(E));
-    to += n * sizeof(E);
+    if (n > 0) memcpy(to + bytes, array, n * sizeof(E));
+    array = reinterpret_cast<const E*>(bytes);
+    bytes += n * int64_t(sizeof(E));
   }
 };
 struct Bind {
   const char* from;
   template <class E>
-  SAMK_HD void operator()(const E*& array, int64_t n) {
-    array = reinterpret_cast<const E*>(from);
-    from += n * sizeof(E);
+  SAMK_HD void operator()(const E*& array, int64_t) {
+    array = reinterpret_cast<const E*>(from + reinterpret_cast<int64_t>(array));
   }
 };
 
@@ -72,8 +73,7 @@ struct Bind {
 
 template <class Args>
 struct Header {
-  Args args;  // its array pointers are those of the host until device_args() binds them
-  int64_t hypers;
+  Args args;  // its array pointers are distances until device_args() binds them
   char* workspace;    // [ticket][partial sums][table]
   const char* table;  // the packed arrays in the workspace, or null: they are in `packed`
 };
@@ -86,7 +86,7 @@ template <class Args>
 __device__ __forceinline__ Args device_args(const Launch<Args>& launch) {
   Args args = launch.args;
   Bind bind{launch.table != nullptr ? launch.table : launch.packed};
-  each_array(args, launch.hypers, bind);
+  each_array(args, 0, bind);
   return args;
 }
 
