@@ -88,7 +88,7 @@ __global__ __launch_bounds__(kThreads, 3) void ascend_kernel(const __grid_consta
   const A keep = A(args.ema[0]), add = A(args.ema[1]);
   const int have = present(table), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
   const int averaged = average ? bit(kG) | (first ? 0 : bit(kQ)) : 0;
-  for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0 && c < chunks; c -= blocks) {
+  for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
     const A scale = ascent_scale(rho_of<A>(args, group), sq_norm, args.normalize, A(args.eps));

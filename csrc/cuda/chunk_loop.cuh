@@ -152,8 +152,7 @@ template <int kReads, int kWrites, int kRegisters, class T, class Body>
 __device__ __forceinline__ void walk(const TensorTable& table, const Chunk& where, int reads, int writes, Body body) {
   constexpr int kLanes = 16 / widest<T>(kReads | kWrites), kPerVector = kLanes * bytes_of_element<T>(kReads) / 4;
   constexpr int kUnroll = kRegisters < kPerVector ? 1 : kRegisters / kPerVector;
-  const int size = int(where.end - where.begin);
-  Cursor<T> chunk{{}, size};
+  Cursor<T> chunk{{}, int(where.end - where.begin)};
   uintptr_t off = 0;  // of the alignment that vectors need
 #pragma unroll
   for (int k = 0; k < kOperands; ++k)
@@ -163,7 +162,7 @@ __device__ __forceinline__ void walk(const TensorTable& table, const Chunk& wher
     }
   if (off != 0) return walk_by<kReads, kWrites, kUnroll, 1>(chunk, reads, writes, body);
   walk_by<kReads, kWrites, kUnroll, kLanes>(chunk, reads, writes, body);
-  chunk.move(chunk.left - size % kLanes + int(threadIdx.x));  // one element of the tail for each thread
+  chunk.move(chunk.left - (chunk.left & (kLanes - 1)) + int(threadIdx.x));  // the tail: at most one element for each thread
   if (chunk.left > 0) step<kReads, kWrites, 1, 1>(chunk, reads, writes, body);
 }
 

@@ -15,10 +15,22 @@ namespace {
 
 constexpr int kKeptRow = kGram;  // not a Gram row: a slow block may still read those when a fast one writes this
 
+template <class A>
+struct Plan {  // what a block has to do; in shared memory, where it costs no registers
+  Factors<A> factors;
+  int lists, have;      // those that it reads; those that there are
+  bool updates, keeps;  // w, q
+
+  __device__ __forceinline__ int read_for(DescendOutput output) const {
+    const A(&c)[kInputs] = factors.of[output];
+    return (c[kInH] != A(0) ? bit(kH) : 0) | (c[kInG] != A(0) ? bit(kG) : 0) | (c[kInQ] != A(0) ? bit(kQ) : 0);
+  }
+};
+
 // Reduces the missing Gram entries, then multiplies out the coefficients. Only block 0 writes `gram`, and only entries that nobody
 // reads from it.
 template <class T>
-__device__ __forceinline__ void resolve_factors(const DescendArgs& args, char* workspace, Factors<Acc<T>>* factors) {
+__device__ __forceinline__ void resolve_plan(const DescendArgs& args, char* workspace, Plan<Acc<T>>& plan) {
   using A = Acc<T>;
   const int reduced = args.reduced();
   A* out = static_cast<A*>(args.gram);
@@ -43,15 +55,14 @@ __device__ __forceinline__ void resolve_factors(const DescendArgs& args, char* w
   if (threadIdx.x == 0) {
     const bool bad_norm = args.sq_norm != nullptr && !is_finite(*static_cast<const A*>(args.sq_norm));
     const bool skip = bad_norm || (args.found_inf != nullptr && *args.found_inf != 0.0f);
-    *factors = resolve(coefficients, gram, args.needed, args.match_norm, A(args.max_norm), args.loss_scale, skip);
+    plan.factors = resolve(coefficients, gram, args.needed, args.match_norm, A(args.max_norm), args.loss_scale, skip);
+    plan.updates = args.base != kNone && !plan.factors.skip;
+    plan.keeps = args.write_q && !plan.factors.skip;
+    plan.lists = (plan.updates ? plan.read_for(kU) | plan.read_for(kDirect) : 0) | (plan.keeps ? plan.read_for(kKept) : 0);
+    plan.have = present(args.table);
+    plan.lists &= plan.have;
   }
   __syncthreads();
-}
-
-template <class A>
-__device__ __forceinline__ int lists_read(const Factors<A>& factors, DescendOutput output) {
-  const A(&c)[kInputs] = factors.of[output];
-  return (c[kInH] != A(0) ? bit(kH) : 0) | (c[kInG] != A(0) ? bit(kG) : 0) | (c[kInQ] != A(0) ? bit(kQ) : 0);
 }
 
 // The options of a tensor's update, shared by the block. One thread makes them, because Adam's take logarithms in fp64, and only where
@@ -90,56 +101,69 @@ __device__ __forceinline__ void restore(const TensorTable& table, const Chunk& c
 template <class Update>
 constexpr int kBlocks = Update::kStates == bit(kM) ? 3 : 2;
 
+// Update and kept vector of one chunk, with the lists of kLists only; returns what this thread adds to |q'|^2.
+template <int kLists, class T, class Update>
+__device__ __forceinline__ Acc<T> update_chunk(const DescendArgs& args, const Chunk& chunk, int reads, int writes, Factors<Acc<T>> factors,
+                                               const Update update) {
+  using A = Acc<T>;
+  constexpr int kInFlight = (kBlocks<Update> == 2 ? 64 : 36) - (sizeof(T) < sizeof(A) ? 16 : 0), kStates = Update::kStates;
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o)  // factors that are known to be zero take no registers
+    for (int i = kInG; i < kInputs; ++i)
+      if (kLists == bit(kH)) factors.of[o][i] = A(0);
+  A kept_sum = 0;
+  walk<bit(kW) | bit(kStash) | kLists | kStates, bit(kW) | (kLists & bit(kQ)) | kStates, kInFlight, T>(
+      args.table, chunk, reads, writes, [&](A(&x)[kOperands]) {
+        const A h = x[kH], g = kLists == bit(kH) ? A(0) : x[kG], q = kLists == bit(kH) ? A(0) : x[kQ];
+        const A clean = x[kStash], at = args.decay_at_perturbed ? x[kW] : clean;
+        State<A> state{x[kM], x[kV], x[kVMax]};
+        x[kW] = update.direct(update.update(clean, at, factors.combine(kU, h, g, q), state), factors.combine(kDirect, h, g, q));
+        x[kM] = state.m;
+        x[kV] = state.v;
+        x[kVMax] = state.v_max;
+        if ((kLists & writes & bit(kQ)) != 0) {
+          x[kQ] = factors.combine(kKept, h, g, q);
+          kept_sum += x[kQ] * x[kQ];
+        }
+      });
+  return kept_sum;
+}
+
 template <class T, template <class> class U>
 __global__ __launch_bounds__(kThreads, kBlocks<U<Acc<T>>>) void descend_kernel(const __grid_constant__ Launch<DescendArgs> launch) {
   using A = Acc<T>;
   using Update = U<A>;
   const DescendArgs args = device_args(launch);
   const TensorTable& table = args.table;
-  __shared__ Factors<A> shared_factors;
+  __shared__ Plan<A> plan;
   __shared__ Options<Update, A> options;
   if (threadIdx.x == 0) options.group = -1;
-  resolve_factors<T>(args, launch.workspace, &shared_factors);
-  const Factors<A> factors = shared_factors;
+  resolve_plan<T>(args, launch.workspace, plan);
 
-  const bool updates = args.base != kNone && !factors.skip, keeps = args.write_q && !factors.skip, stashed = table.has(kStash);
-  const int combined = (updates ? lists_read(factors, kU) | lists_read(factors, kDirect) : 0) | (keeps ? lists_read(factors, kKept) : 0);
-  const int have = present(table), lists = combined & have;
-  const int chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
+  const int blocks = gridDim.x, block = blockIdx.x;
   A kept_sum = 0;
-  for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0 && c < chunks; c -= blocks) {
+  for (int c = block + (table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
+    DescendArgs args = device_args(launch);
+    TensorTable& table = args.table;
     const Chunk chunk = find_chunk(table, c);
-    int reads = lists, writes = keeps ? have & bit(kQ) : 0;
-    if (updates) {
+    int reads = plan.lists, writes = plan.keeps ? bit(kQ) : 0;
+    if (!plan.updates) {
+      if (table.has(kStash)) restore<T>(table, chunk);
+    } else {
+      if (!table.has(kStash)) table.slot[kStash] = table.slot[kW];  // the clean weights are at kStash in any case
       options.make(args, chunk.tensor);
-      const int states = options.update.states() & have, at = args.decay_at_perturbed && options.update.decays() ? bit(kW) : 0;
-      reads |= bit(stashed ? kStash : kW) | at | (options.update.first ? 0 : states);
+      const int states = options.update.states() & plan.have, at = args.decay_at_perturbed && options.update.decays() ? bit(kW) : 0;
+      reads |= bit(kStash) | at | (options.update.first ? 0 : states);
       writes |= bit(kW) | states;
-    } else if (stashed) {
-      restore<T>(table, chunk);
     }
-    if (writes == 0) continue;
-    const Update update = options.update;
-    constexpr int kInFlight = (kBlocks<Update> == 2 ? 64 : 48) - (sizeof(T) < sizeof(A) ? 16 : 0);
-    constexpr int kLists = bit(kH) | bit(kG) | bit(kQ), kStates = Update::kStates;
-    walk<bit(kW) | bit(kStash) | kLists | kStates, bit(kW) | bit(kQ) | kStates, kInFlight, T>(table, chunk, reads, writes, [&](A(&x)[kOperands]) {
-      if (updates) {
-        const A clean = stashed ? x[kStash] : x[kW], at = args.decay_at_perturbed ? x[kW] : clean;
-        const A u = factors.combine(kU, x[kH], x[kG], x[kQ]), direct = factors.combine(kDirect, x[kH], x[kG], x[kQ]);
-        State<A> state{x[kM], x[kV], x[kVMax]};
-        x[kW] = update.direct(update.update(clean, at, u, state), direct);
-        x[kM] = state.m;
-        x[kV] = state.v;
-        x[kVMax] = state.v_max;
-      }
-      if (keeps) {
-        x[kQ] = factors.combine(kKept, x[kH], x[kG], x[kQ]);
-        kept_sum += x[kQ] * x[kQ];
-      }
-    });
+    constexpr int kCombined = bit(kH) | bit(kG) | bit(kQ);
+    if (((reads | writes) & kCombined & ~bit(kH)) != 0)
+      kept_sum += update_chunk<kCombined, T>(args, chunk, reads, writes, plan.factors, options.update);
+    else if (writes != 0)
+      update_chunk<bit(kH), T>(args, chunk, reads, writes, plan.factors, options.update);  // u = c h, as in most steps
   }
 
-  const bool counts = updates && args.steps != nullptr;
+  const bool keeps = plan.keeps, counts = plan.updates && args.steps != nullptr;
   if (!counts && !keeps) return;
   if (keeps) put_partial(launch.workspace, kKeptRow, kept_sum);
   if (!last_block(launch.workspace)) return;

@@ -85,7 +85,9 @@ struct Launch : Header<Args> {
 template <class Args>
 __device__ __forceinline__ Args device_args(const Launch<Args>& launch) {
   Args args = launch.args;
-  Bind bind{launch.table != nullptr ? launch.table : launch.packed};
+  const char* from = launch.table != nullptr ? launch.table : launch.packed;
+  asm volatile("" : "+l"(from));  // so that what one call finds is not held in registers for the next
+  Bind bind{from};
   each_array(args, 0, bind);
   return args;
 }
