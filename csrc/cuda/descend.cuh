@@ -133,16 +133,14 @@ template <class T, template <class> class U>
 __global__ __launch_bounds__(kThreads, kBlocks<U<Acc<T>>>) void descend_kernel(const __grid_constant__ Launch<DescendArgs> launch) {
   using A = Acc<T>;
   using Update = U<A>;
-  const DescendArgs args = device_args(launch);
-  const TensorTable& table = args.table;
   __shared__ Plan<A> plan;
   __shared__ Options<Update, A> options;
   if (threadIdx.x == 0) options.group = -1;
-  resolve_plan<T>(args, launch.workspace, plan);
+  resolve_plan<T>(device_args(launch), launch.workspace, plan);
 
   const int blocks = gridDim.x, block = blockIdx.x;
   A kept_sum = 0;
-  for (int c = block + (table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
+  for (int c = block + (device_args(launch).table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
     DescendArgs args = device_args(launch);
     TensorTable& table = args.table;
     const Chunk chunk = find_chunk(table, c);
@@ -163,6 +161,7 @@ __global__ __launch_bounds__(kThreads, kBlocks<U<Acc<T>>>) void descend_kernel(c
       update_chunk<bit(kH), T>(args, chunk, reads, writes, plan.factors, options.update);  // u = c h, as in most steps
   }
 
+  const DescendArgs args = device_args(launch);
   const bool keeps = plan.keeps, counts = plan.updates && args.steps != nullptr;
   if (!counts && !keeps) return;
   if (keeps) put_partial(launch.workspace, kKeptRow, kept_sum);
@@ -170,8 +169,8 @@ __global__ __launch_bounds__(kThreads, kBlocks<U<Acc<T>>>) void descend_kernel(c
   const double kept = keeps ? sum_partials(launch.workspace, kKeptRow) : 0;
   if (keeps && threadIdx.x == 0) static_cast<A*>(args.gram)[kQQ] = A(kept);
   if (counts)
-    for (int t = threadIdx.x; t < table.count; t += kThreads)
-      if (Update::make(args.hyper + table.group[t] * Update::kHypers, A(0), 1.0f).counts()) args.steps[t] += 1.0f;
+    for (int t = threadIdx.x; t < args.table.count; t += kThreads)
+      if (Update::make(args.hyper + args.table.group[t] * Update::kHypers, A(0), 1.0f).counts()) args.steps[t] += 1.0f;
 }
 
 }  // namespace
