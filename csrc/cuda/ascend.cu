@@ -42,11 +42,15 @@ __device__ __forceinline__ void put_norm_partials(const AscendArgs& args, const 
     if (!counted && !wants_gram) continue;
     const Ascent<A> ascent = make_ascent(args.hyper + group * kAscendHypers, A(0), direction);
     const int reads = lists | (ascent.adaptive ? bit(kW) : 0);
-    walk<bit(kW) | bit(kG) | bit(kQ), 0, 36, T>(table, chunk, reads, 0, [&](const A(&x)[kOperands]) {
+    const auto add = [&](const A(&x)[kOperands]) {
       const A cd = ascent.weighted(x[kW], x[kG], x[kQ]);
       direction_sum += counted ? cd * cd : A(0);
       gradient_sum += x[kG] * x[kG];
-    });
+    };
+    if ((reads & bit(kQ)) != 0)
+      walk<bit(kW) | bit(kG) | bit(kQ), 0, 32, T>(table, chunk, reads, 0, add);
+    else  // halves alone: twice as wide accesses
+      walk<bit(kW) | bit(kG), 0, 32, T>(table, chunk, reads, 0, add);
   }
   put_partial(workspace, kDirectionRow, direction_sum);
   if (wants_gram) put_partial(workspace, kGradientRow, gradient_sum);
@@ -85,21 +89,28 @@ __global__ __launch_bounds__(kThreads, 3) void ascend_kernel(const __grid_consta
   if (args.phase == kNorm) return;
 
   const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps != nullptr && *args.q_steps == 0.0f;
-  const A keep = A(args.ema[0]), add = A(args.ema[1]);
-  const int have = present(table), chunks = table.chunks(), blocks = gridDim.x, block = blockIdx.x;
-  const int averaged = average ? bit(kG) | (first ? 0 : bit(kQ)) : 0;
-  for (int c = block + (chunks - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
+  const int blocks = gridDim.x, block = blockIdx.x;
+  for (int c = block + (table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
+    const AscendArgs args = device_args(launch);
+    const TensorTable& table = args.table;
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
     const A scale = ascent_scale(rho_of<A>(args, group), sq_norm, args.normalize, A(args.eps));
     const Ascent<A> ascent = make_ascent(args.hyper + group * kAscendHypers, scale, direction);
     const bool moves = scale != A(0);
+    const int averaged = average ? bit(kG) | (first ? 0 : bit(kQ)) : 0, have = present(table);
     const int reads = have & (bit(kW) | averaged | (moves ? directed(direction) : 0));
     const int writes = have & (bit(kStash) | (moves ? bit(kW) : 0) | (average ? bit(kQ) : 0));
-    walk<bit(kW) | bit(kG) | bit(kQ), bit(kW) | bit(kStash) | bit(kQ), 24, T>(table, chunk, reads, writes, [&](A(&x)[kOperands]) {
+    constexpr int kInFlight = sizeof(T) < sizeof(A) ? 16 : 24;
+    const A keep = A(args.ema[0]), add = A(args.ema[1]);
+    const auto perturb = [&](A(&x)[kOperands]) {
       x[kW] = ascent.perturbed(x[kW], x[kG], x[kQ]);
       x[kQ] = moving_average(x[kQ], x[kG], keep, add, first);
-    });
+    };
+    if (((reads | writes) & bit(kQ)) != 0)
+      walk<bit(kW) | bit(kG) | bit(kQ), bit(kW) | bit(kStash) | bit(kQ), kInFlight, T>(table, chunk, reads, writes, perturb);
+    else
+      walk<bit(kW) | bit(kG), bit(kW) | bit(kStash), kInFlight, T>(table, chunk, reads, writes, perturb);
   }
   if (average && args.q_steps != nullptr && last_block(launch.workspace) && threadIdx.x == 0) *args.q_steps += 1.0f;
 }

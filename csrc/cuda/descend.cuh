@@ -1,8 +1,6 @@
 // The kernel of descend_, once for every base and dtype; descend.cu says what it does.
 #pragma once
-#include <cooperative_groups.h>
-
-#include "gram.cuh"
+#include "descend_plan.cuh"
 #include "launch.cuh"
 
 namespace samk {
@@ -14,79 +12,6 @@ int descend_with(const DescendArgs& args, int64_t groups, const Place& place);
 namespace {
 
 constexpr int kKeptRow = kGram;  // not a Gram row: a slow block may still read those when a fast one writes this
-
-template <class A>
-struct Plan {  // what a block has to do; in shared memory, where it costs no registers
-  Factors<A> factors;
-  int lists, have;      // those that it reads; those that there are
-  bool updates, keeps;  // w, q
-
-  __device__ __forceinline__ int read_for(DescendOutput output) const {
-    const A(&c)[kInputs] = factors.of[output];
-    return (c[kInH] != A(0) ? bit(kH) : 0) | (c[kInG] != A(0) ? bit(kG) : 0) | (c[kInQ] != A(0) ? bit(kQ) : 0);
-  }
-};
-
-// Reduces the missing Gram entries, then multiplies out the coefficients. Only block 0 writes `gram`, and only entries that nobody
-// reads from it.
-template <class T>
-__device__ __forceinline__ void resolve_plan(const DescendArgs& args, char* workspace, Plan<Acc<T>>& plan) {
-  using A = Acc<T>;
-  const int reduced = args.reduced();
-  A* out = static_cast<A*>(args.gram);
-  A gram[kGram];
-  __shared__ double coefficients[kCoefficients];  // fetched side by side; one thread alone would wait for them in turn
-  if (threadIdx.x < kCoefficients) coefficients[threadIdx.x] = args.coefficients[threadIdx.x];
-  __syncthreads();
-  if (reduced != 0) {
-    put_gram_partials<T>(args.table, workspace, reduced, false, A(0));
-    cooperative_groups::this_grid().sync();
-  }
-#pragma unroll
-  for (int k = 0; k < kGram; ++k) {
-    gram[k] = A(0);
-    if ((reduced >> k & 1) != 0) {
-      gram[k] = A(sum_partials(workspace, k));
-      if (blockIdx.x == 0 && threadIdx.x == 0) out[k] = gram[k];
-    } else if ((args.needed >> k & 1) != 0) {
-      gram[k] = out[k];
-    }
-  }
-  if (threadIdx.x == 0) {
-    const bool bad_norm = args.sq_norm != nullptr && !is_finite(*static_cast<const A*>(args.sq_norm));
-    const bool skip = bad_norm || (args.found_inf != nullptr && *args.found_inf != 0.0f);
-    plan.factors = resolve(coefficients, gram, args.needed, args.match_norm, A(args.max_norm), args.loss_scale, skip);
-    plan.updates = args.base != kNone && !plan.factors.skip;
-    plan.keeps = args.write_q && !plan.factors.skip;
-    plan.lists = (plan.updates ? plan.read_for(kU) | plan.read_for(kDirect) : 0) | (plan.keeps ? plan.read_for(kKept) : 0);
-    plan.have = present(args.table);
-    plan.lists &= plan.have;
-  }
-  __syncthreads();
-}
-
-// The options of a tensor's update, shared by the block. One thread makes them, because Adam's take logarithms in fp64, and only where
-// group or step count differ from those of the block's previous chunk: almost never.
-template <class Update, class A>
-struct Options {
-  Update update;
-  int group;
-  float steps;
-
-  __device__ __forceinline__ void make(const DescendArgs& args, int tensor) {
-    const int row = args.table.group[tensor];
-    const float count = args.steps != nullptr ? args.steps[tensor] : 1.0f;
-    if (row == group && count == steps) return;
-    __syncthreads();  // everybody has seen the previous ones
-    if (threadIdx.x == 0) {
-      const double* hyper = args.hyper + row * Update::kHypers;
-      update = Update::make(hyper, args.lr != nullptr ? static_cast<const A*>(args.lr)[row] : A(hyper[kLr]), count);
-      group = row;
-      steps = count;
-    }
-    __syncthreads();
-  }
-};
 
 // w as the stash has it, bit by bit: a stash with the roles exchanged.
 template <class T>
@@ -114,7 +39,7 @@ __device__ __forceinline__ Acc<T> update_chunk(const DescendArgs& args, const Ch
   A kept_sum = 0;
   walk<bit(kW) | bit(kStash) | kLists | kStates, bit(kW) | (kLists & bit(kQ)) | kStates, kInFlight, T>(
       args.table, chunk, reads, writes, [&](A(&x)[kOperands]) {
-        const A h = x[kH], g = kLists == bit(kH) ? A(0) : x[kG], q = kLists == bit(kH) ? A(0) : x[kQ];
+        const A h = x[kH], g = x[kG], q = x[kQ];
         const A clean = x[kStash], at = args.decay_at_perturbed ? x[kW] : clean;
         State<A> state{x[kM], x[kV], x[kVMax]};
         x[kW] = update.direct(update.update(clean, at, factors.combine(kU, h, g, q), state), factors.combine(kDirect, h, g, q));
