@@ -30,38 +30,42 @@ __device__ __forceinline__ int directed(const T (&direction)[2]) {
 }
 
 template <class T>
-__device__ __forceinline__ void put_norm_partials(const AscendArgs& args, const Acc<T> (&direction)[2], bool wants_gram, char* workspace) {
+__device__ __forceinline__ void put_norm_partials(const Launch<AscendArgs>& launch, const Acc<T> (&direction)[2], bool wants_gram) {
   using A = Acc<T>;
-  const TensorTable& table = args.table;
-  const int lists = present(table) & (directed(direction) | (wants_gram ? bit(kG) : 0));
   A direction_sum = 0, gradient_sum = 0;
-  for (int c = blockIdx.x; c < table.chunks(); c += gridDim.x) {
+  for (int c = blockIdx.x, chunks = device_args(launch).table.chunks(); c < chunks; c += gridDim.x) {
+    const AscendArgs args = device_args(launch);
+    const TensorTable& table = args.table;
+    const int lists = present(table) & (directed(direction) | (wants_gram ? bit(kG) : 0));
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
     const bool counted = rho_of<A>(args, group) != A(0);
     if (!counted && !wants_gram) continue;
     const Ascent<A> ascent = make_ascent(args.hyper + group * kAscendHypers, A(0), direction);
     const int reads = lists | (ascent.adaptive ? bit(kW) : 0);
+    constexpr int kInFlight = sizeof(T) < sizeof(A) ? 24 : 32;
     const auto add = [&](const A(&x)[kOperands]) {
       const A cd = ascent.weighted(x[kW], x[kG], x[kQ]);
       direction_sum += counted ? cd * cd : A(0);
       gradient_sum += x[kG] * x[kG];
     };
     if ((reads & bit(kQ)) != 0)
-      walk<bit(kW) | bit(kG) | bit(kQ), 0, 32, T>(table, chunk, reads, 0, add);
+      walk<bit(kW) | bit(kG) | bit(kQ), 0, kInFlight, T>(table, chunk, reads, 0, add);
     else  // halves alone: twice as wide accesses
-      walk<bit(kW) | bit(kG), 0, 32, T>(table, chunk, reads, 0, add);
+      walk<bit(kW) | bit(kG), 0, kInFlight, T>(table, chunk, reads, 0, add);
   }
-  put_partial(workspace, kDirectionRow, direction_sum);
-  if (wants_gram) put_partial(workspace, kGradientRow, gradient_sum);
+  put_partial(launch.workspace, kDirectionRow, direction_sum);
+  if (wants_gram) put_partial(launch.workspace, kGradientRow, gradient_sum);
 }
 
 // The norm, in every block where the update follows it.
 template <class T>
-__device__ __forceinline__ Acc<T> reduce_norm(const AscendArgs& args, const Acc<T> (&direction)[2], char* workspace) {
+__device__ __forceinline__ Acc<T> reduce_norm(const Launch<AscendArgs>& launch, const Acc<T> (&direction)[2]) {
   using A = Acc<T>;
+  const AscendArgs& args = launch.args;
+  char* workspace = launch.workspace;
   const bool wants_gram = args.gram != nullptr && args.table.has(kG);
-  put_norm_partials<T>(args, direction, wants_gram, workspace);
+  put_norm_partials<T>(launch, direction, wants_gram);
   bool writes = blockIdx.x == 0;
   if (args.phase == kNorm) {
     writes = last_block(workspace);
@@ -81,22 +85,21 @@ __device__ __forceinline__ Acc<T> reduce_norm(const AscendArgs& args, const Acc<
 template <class T>
 __global__ __launch_bounds__(kThreads, 3) void ascend_kernel(const __grid_constant__ Launch<AscendArgs> launch) {
   using A = Acc<T>;
-  const AscendArgs args = device_args(launch);
-  const TensorTable& table = args.table;
+  const AscendArgs& args = launch.args;  // its scalars; arrays are bound where they are used
   const A* factors = static_cast<const A*>(args.direction_device);
   const A direction[2] = {factors != nullptr ? factors[0] : A(args.direction[0]), factors != nullptr ? factors[1] : A(args.direction[1])};
-  const A sq_norm = args.phase == kUpdate ? *static_cast<const A*>(args.sq_norm) : reduce_norm<T>(args, direction, launch.workspace);
+  const A sq_norm = args.phase == kUpdate ? *static_cast<const A*>(args.sq_norm) : reduce_norm<T>(launch, direction);
   if (args.phase == kNorm) return;
 
   const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps != nullptr && *args.q_steps == 0.0f;
   const int blocks = gridDim.x, block = blockIdx.x;
-  for (int c = block + (table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
-    const AscendArgs args = device_args(launch);
-    const TensorTable& table = args.table;
+  for (int c = block + (device_args(launch).table.chunks() - 1 - block) / blocks * blocks; c >= 0; c -= blocks) {
+    const AscendArgs bound = device_args(launch);
+    const TensorTable& table = bound.table;
     const Chunk chunk = find_chunk(table, c);
     const int group = table.group[chunk.tensor];
-    const A scale = ascent_scale(rho_of<A>(args, group), sq_norm, args.normalize, A(args.eps));
-    const Ascent<A> ascent = make_ascent(args.hyper + group * kAscendHypers, scale, direction);
+    const A scale = ascent_scale(rho_of<A>(bound, group), sq_norm, args.normalize, A(args.eps));
+    const Ascent<A> ascent = make_ascent(bound.hyper + group * kAscendHypers, scale, direction);
     const bool moves = scale != A(0);
     const int averaged = average ? bit(kG) | (first ? 0 : bit(kQ)) : 0, have = present(table);
     const int reads = have & (bit(kW) | averaged | (moves ? directed(direction) : 0));
