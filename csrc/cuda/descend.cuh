@@ -31,6 +31,7 @@ template <int kLists, class T, class Update>
 __device__ __forceinline__ Acc<T> update_chunk(const DescendArgs& args, const Chunk& chunk, int reads, int writes, Factors<Acc<T>> factors,
                                                const Update update) {
   using A = Acc<T>;
+  // Registers for loads in flight; 16 fewer where halves are widened. Two vectors of each list in the plain case.
   constexpr int kInFlight = (kBlocks<Update> == 2 ? 64 : 36) - (sizeof(T) < sizeof(A) ? 16 : 0), kStates = Update::kStates;
 #pragma unroll
   for (int o = 0; o < kOutputs; ++o)  // factors that are known to be zero take no registers

@@ -2,8 +2,8 @@
 //
 //   out = (g.g, g.h, h.h, g.q, h.q, q.q),   x.y = sum_j c_j^2 x_j y_j,   c = 1, or |w| + eta where weights are given
 //
-// Bytes: every list once, 4 per element in fp32, 2 in bf16 and fp16. Launch: one, ordinary, at most one wave of blocks of 256 threads; block b takes the
-// chunks b, b + grid, ... Deterministic: fp32 per thread, then fp64 in a fixed order.
+// Bytes: every list once, 4 per element in fp32, 2 in bf16 and fp16. Launch: one, ordinary, at most one wave of blocks of 256 threads;
+// block b takes the chunks b, b + grid, ... Deterministic: fp32 per thread, then fp64 in a fixed order.
 // The block that comes last adds the partial sums up, instead of a grid barrier: nobody else waits for the result.
 #include "gram.cuh"
 #include "launch.cuh"

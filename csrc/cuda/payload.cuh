@@ -86,7 +86,7 @@ template <class Args>
 __device__ __forceinline__ Args device_args(const Launch<Args>& launch) {
   Args args = launch.args;
   const char* from = launch.table != nullptr ? launch.table : launch.packed;
-  asm volatile("" : "+l"(from));  // so that what one call finds is not held in registers for the next
+  asm volatile("" : "+l"(from));  // so that what one call binds is not held in registers until the next: they are cheap to bind
   Bind bind{from};
   each_array(args, 0, bind);
   return args;

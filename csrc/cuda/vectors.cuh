@@ -88,7 +88,8 @@ __device__ __forceinline__ void load(Fetched<T, N>& to, const Cursor<T>& from, i
 
 // The stash is w bit by bit, as it was loaded: widening and rounding again would rewrite a NaN.
 template <int kMask, class T, int N>
-__device__ __forceinline__ void store(const Acc<T> (&x)[N][kOperands], const Fetched<T, N>& loaded, const Cursor<T>& to, int i, int writes) {
+__device__ __forceinline__ void store(const Acc<T> (&x)[N][kOperands], const Fetched<T, N>& loaded, const Cursor<T>& to, int i,
+                                      int writes) {
 #pragma unroll
   for (int k = 0; k < kOperands; ++k)
     if ((kMask >> k & 1) != 0 && (writes >> k & 1) != 0) {
