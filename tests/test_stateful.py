@@ -93,7 +93,7 @@ class Truth:
         square = sum(((c * g[i]) ** 2).sum() for i, (c, rho) in scaled.items() if rho)
         if not square or not square.isfinite():  # a group with rho = 0 that is not finite skips the step, but does not stop the ascent
             return dict(self.w)
-        return {**self.w, **{i: self.w[i] + rho * c * c * g[i] / square**0.5 for i, (c, rho) in scaled.items()}}
+        return {**self.w, **{i: self.w[i] + rho * c * c * g[i] / square**0.5 for i, (c, rho) in scaled.items() if rho}}
 
     def step(self, g: Lists, h: Lists) -> None:
         if g and not total(g).isfinite():
