@@ -95,7 +95,7 @@ class Table:
     def follow(self, lists: Sequence[Sequence[Tensor]]) -> Tensor:
         """The table for these rows, which are where those were that it was made of, or new."""
         for k, row in enumerate(lists):
-            if row is not self.lists[k]:
+            if row and row is not self.lists[k]:
                 self.words[self.begin[k] : self.begin[k] + self.count] = row.addresses  # type: ignore[attr-defined]
                 self.lists[k] = row
         return self.tensor

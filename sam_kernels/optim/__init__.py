@@ -2,7 +2,8 @@
 
 from ..batchnorm import frozen_batchnorm
 from . import rules
-from .presets import ASAM, StableSAM
+from .plain import AMSGrad, Lion
+from .presets import ASAM, AdaSAM, StableSAM
 from .sam import SAM
 
-__all__ = ["ASAM", "SAM", "StableSAM", "frozen_batchnorm", "rules"]
+__all__ = ["ASAM", "SAM", "AMSGrad", "AdaSAM", "Lion", "StableSAM", "frozen_batchnorm", "rules"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from .plain import AMSGrad
 from .rules import Stable
 from .sam import SAM
 
@@ -19,3 +20,11 @@ class StableSAM(SAM):
 
     def __init__(self, params: Iterable[Any], base_optimizer: Any, rho: float = 0.05, adaptive: bool = False, **kwargs: Any) -> None:
         super().__init__(params, base_optimizer, rho, adaptive, descent=Stable(), **kwargs)
+
+
+class AdaSAM(SAM):
+    """AdaSAM (arXiv 2303.00565): SAM with AMSGrad as it stands in theory, ``w -= lr m / sqrt(v_max)``: no bias correction, no eps in the
+    denominator; ``v_max`` starts from ``eps**2``."""
+
+    def __init__(self, params: Iterable[Any], rho: float = 0.05, *, eps: float = 1e-8, **kwargs: Any) -> None:
+        super().__init__(params, AMSGrad, rho, eps=0.0, initial_v=eps**2, **kwargs)
