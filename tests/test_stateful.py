@@ -415,7 +415,7 @@ def test_any_order_of_actions(backend: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=80, stateful_step_count=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
+            max_examples=60, stateful_step_count=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
         ),
     )
 
