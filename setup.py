@@ -26,9 +26,10 @@ NVCC_FLAGS = "-std=c++17 -O3 -fmad=false --threads 2 -Xcompiler -fPIC,-fvisibili
 LIBRARIES = {
     "cpp": ("_cpu.so", ["csrc/cpu/*.cpp", "csrc/torch/bind_cpu.cpp"]),
     "cuda": ("_cuda.so", ["csrc/cuda/*.cu", "csrc/torch/bind_cuda.cpp"]),
+    "rows": ("_rows" + sysconfig.get_config_var("EXT_SUFFIX"), ["csrc/rows.cpp"]),
     "info": ("_info" + sysconfig.get_config_var("EXT_SUFFIX"), ["csrc/info.cpp"]),
 }
-WANTED = {"auto": ("cpp", "cuda", "info"), "none": (), "cpu": ("cpp", "info"), "cuda": ("cpp", "cuda", "info")}
+WANTED = {"auto": tuple(LIBRARIES), "none": (), "cpu": ("cpp", "rows", "info"), "cuda": tuple(LIBRARIES)}
 
 
 def find_nvcc() -> str | None:
@@ -54,6 +55,7 @@ def decide(mode: str, tools: dict[str, object]) -> dict[str, str]:
     lacks = {
         "cpp": ("cxx", "ninja", "torch"),
         "cuda": ("cxx", "ninja", "torch", "nvcc"),
+        "rows": ("cxx", "ninja", "torch", "pybind11"),
         "info": ("cxx", "ninja", "pybind11"),
     }
     why = {
@@ -100,10 +102,12 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object]) -> str:
     torch, nvcc, archs = tools["torch"], tools["nvcc"], cuda_archs()
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs] + [f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
     against_torch = f"-isystem '{torch}/include' -DTORCH_TARGET_VERSION={TORCH_TARGET}"
+    python = f"-isystem '{tools['pybind11']}/include' -isystem '{sysconfig.get_paths()['include']}'"
     flags = {
         "cpp": against_torch,
         "cuda": against_torch + " -DUSE_CUDA",
-        "info": f"-isystem '{tools['pybind11']}/include' -isystem '{sysconfig.get_paths()['include']}'",
+        "rows": f"-isystem '{torch}/include' {python}",
+        "info": python,
     }
     lines = [
         f"builddir = {BUILD}",
@@ -118,7 +122,7 @@ def ninja_file(plan: dict[str, str], tools: dict[str, object]) -> str:
         for source in sorted(path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)):
             objects.append(f"{BUILD}/{name}/{source.stem}.o")
             lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}\n  flags = {flags[name]}")
-        link, libs = "nvlink" if name == "cuda" else "link", "" if name == "info" else f"-L'{torch}/lib' -ltorch_cpu"
+        link, libs = "nvlink" if name == "cuda" else "link", "" if name in ("rows", "info") else f"-L'{torch}/lib' -ltorch_cpu"
         lines.append(f"build {BUILD}/{target}: {link} {' '.join(objects)}\n  libs = {libs}")
     return "\n".join(lines) + "\n"
 

@@ -35,14 +35,14 @@ def setup_py() -> ModuleType:
 @pytest.mark.parametrize(
     ("mode", "missing", "built"),
     [
-        ("auto", (), {"cpp", "cuda", "info"}),
-        ("auto", ("nvcc",), {"cpp", "info"}),
+        ("auto", (), {"cpp", "cuda", "rows", "info"}),
+        ("auto", ("nvcc",), {"cpp", "rows", "info"}),
         ("auto", ("cxx",), set()),
         ("auto", ("torch",), {"info"}),
         ("auto", ("pybind11",), {"cpp", "cuda"}),
         ("none", (), set()),
-        ("cpu", ("nvcc",), {"cpp", "info"}),
-        ("cuda", (), {"cpp", "cuda", "info"}),
+        ("cpu", ("nvcc",), {"cpp", "rows", "info"}),
+        ("cuda", (), {"cpp", "cuda", "rows", "info"}),
     ],
 )
 def test_decisions(setup_py: ModuleType, mode: str, missing: tuple[str, ...], built: set[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sam_kernels.ops import Combination, ascend_, descend_, inner_products
-from sam_kernels.optim import SAM, rules
+from sam_kernels.optim import SAM, Lion, rules
 
 Lists = dict[str, list[Tensor]]
 W, G, S = "params", "grads", "stash"
@@ -110,6 +110,7 @@ def weights() -> list[Tensor]:
     return [torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)]
 
 
+DIRECT = rules.Descent(Combination(direct={"h": 1.0}))
 OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rho": (lambda: SAM(weights(), "sgd", rho=-1.0, lr=0.1), ValueError, "rho is -1.0; expected a finite number >= 0"),
     "group_rho": (lambda: SAM([{"params": weights(), "rho": -1.0}], "sgd", lr=0.1), ValueError, "rho is -1.0"),
@@ -124,7 +125,7 @@ OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rule_class": (lambda: SAM(weights(), "sgd", lr=0.1, descent=rules.Stable), TypeError, "did you pass the class"),
     "rule_kind": (lambda: SAM(weights(), "sgd", lr=0.1, schedule=rules.Stable()), TypeError, "schedule is .*EveryStep"),
     "rule_q_norm": (lambda: rules.Descent(Combination(u={"h": (0, 0, 0, 0, 1.0)})), ValueError, "involve q"),
-    "rule_direct": (lambda: SAM(weights(), "adamw", descent=rules.Descent(Combination(direct={"h": 1.0}))), ValueError, "direct term"),
+    "rule_direct": (lambda: SAM(weights(), torch.optim.RMSprop, descent=DIRECT), ValueError, "direct term"),
     "rule_key": (lambda: rules.Descent(Combination(u={"k": 1.0})), ValueError, "unknown inputs"),
     "lbfgs": (lambda: SAM(weights(), torch.optim.LBFGS), ValueError, "LBFGS.step needs a closure of its own"),
     "eps": (lambda: SAM(weights(), "sgd", lr=0.1, perturb_eps=-1.0), ValueError, "perturb_eps is -1.0"),
@@ -140,6 +141,8 @@ OPTIMIZER_CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "overlapping": (lambda: SAM([torch.zeros(1, 3).expand(2, 3).requires_grad_()], "sgd", lr=0.1), ValueError, r"params\[0\] .*expected dense"),  # noqa: E501
     "aliasing": (lambda: (lambda w: SAM([w, w.detach()[:2].requires_grad_()], "sgd", lr=0.1))(torch.zeros(4, requires_grad=True)), ValueError, ALIAS),  # noqa: E501
     "late_rho": (lambda: _edited("rho", -1.0), ValueError, "rho is -1.0"),
+    "betas": (lambda: Lion(weights(), betas=(0.9, 1.0)), ValueError, r"betas is \(0.9, 1.0\); expected two numbers in"),
+    "initial_v": (lambda: SAM(weights(), "amsgrad", initial_v=-1.0), ValueError, "initial_v is -1.0"),
     "late_lr": (lambda: _edited("lr", float("nan")), ValueError, "lr is nan"),
 }  # fmt: skip
 
@@ -162,9 +165,7 @@ def test_the_optimizer_refuses(name: str) -> None:
 
 
 def test_backend_by_name_never_falls_back() -> None:
-    half = [torch.zeros(3, dtype=torch.bfloat16)]
-    with pytest.raises(
-        RuntimeError, match=r"backend 'cpp' cannot run inner_products: supports torch.float32, torch.float64, not torch.bfloat16"
-    ):
-        inner_products(half, backend="cpp")
-    assert inner_products(half).tolist() == [0.0] * 6, "without a name the reference serves what no other backend can"
+    small = [torch.zeros(3, dtype=torch.float8_e5m2)]
+    with pytest.raises(RuntimeError, match=r"backend 'cpp' cannot run inner_products: supports torch.float32, .*, not torch.float8_e5m2"):
+        inner_products(small, backend="cpp")
+    assert inner_products(small).tolist() == [0.0] * 6, "without a name the reference serves what no other backend can"

@@ -1,107 +1,109 @@
 // Norm of the ascent direction, then stash = w, w += s c(w)^2 d, and the optional moving average of q.
 //
 // Reads g (w too where a group is adaptive, q where present), then reads w and g and writes w and stash: 20 bytes per element in
-// fp32. Deterministic. The plain direction is compiled apart: it is SAM, and an absent q must not cost a read.
-#include "chunk_loop.h"
-#include "lanes.h"
-#include "stream.h"
+// fp32, 10 in the half types. Deterministic. The plain direction is compiled apart: it is SAM, and an absent q must not cost a read.
+// The update walks a thread's chunks backwards, because the last gradients of the norm are still in cache when it starts.
+#include "ascend_block.h"
+#include "stage.h"
 
 namespace samk {
 namespace {
 
 template <class T>
 struct Slices {  // one chunk
-  T *w, *stash, *q;
+  T *w, *stash;
   const T* g;
+  Acc<T>* q;
   int64_t n;
 };
 
-enum Sum : int { kDirection, kGradient, kAscendSums };
-
-template <class T>
-SAMK_INLINE void norm_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool counted, double* row) {
-  Lanes<T, kAscendSums> lanes;
-  const T *w = x.w, *g = or_else(x.g, static_cast<const T*>(x.w)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
-  if (ascent.adaptive || ascent.direction[0] == T(0) || ascent.direction[1] != T(0))
-    lanes.add(x.n, [=](int64_t i, T* out) __attribute__((always_inline)) {
-      const T cd = ascent.weighted(w[i], g[i], q[i]);
-      out[kDirection] = cd * cd;
-      out[kGradient] = g[i] * g[i];
-    });
-  else {  // |d|^2 = direction[0]^2 |g|^2
-    Lanes<T, 1> plain;
-    plain.add(x.n, [=](int64_t i, T* out) __attribute__((always_inline)) { out[0] = g[i] * g[i]; });
-    row[kGradient] = plain.total(0);
-    row[kDirection] = counted ? double(ascent.direction[0]) * double(ascent.direction[0]) * row[kGradient] : 0;
-    return;
-  }
-  row[kDirection] = counted ? lanes.total(kDirection) : 0;
-  row[kGradient] = x.g ? lanes.total(kGradient) : 0;
+// What the direction depends on; an operand that it does not depend on is replaced by another, and never read from memory.
+template <class A>
+AscendBlock<A> block_of(const Ascent<A>& ascent, const A* w, const A* g, const A* q, int64_t n) {
+  const A *g_or_q = or_else(g, q), *q_or_g = ascent.direction[1] != A(0) ? or_else(q, g_or_q) : g_or_q;
+  return {n, or_else(w, g_or_q), g_or_q, q_or_g};
 }
 
 template <class T>
-SAMK_INLINE void perturb_chunk(const Slices<T>& x, const Ascent<T>& ascent, bool stream) {
-  const T *g = or_else(x.g, static_cast<const T*>(x.q)), *q = or_else<T>(ascent.direction[1] != T(0) ? x.q : nullptr, g);
-  const Ascent<T> a = ascent;
-  for (int64_t begin = 0; begin < x.n; begin += kBlock) {
-    const int64_t n = begin + kBlock < x.n ? kBlock : x.n - begin;
-    T* __restrict w = x.w + begin;
-    copy(x.stash + begin, w, n * int64_t(sizeof(T)), stream);
-    if (a.scale == T(0)) continue;
-    for (int64_t i = 0; i < n; ++i) w[i] = a.perturbed(w[i], g[begin + i], q[begin + i]);
-  }
-  if (stream) stream_end();
+void norm_chunk(const Slices<T>& chunk, const Ascent<Acc<T>>& ascent, bool counted, double* row) {
+  using A = Acc<T>;
+  const bool plain = !ascent.adaptive && ascent.direction[0] != A(0) && ascent.direction[1] == A(0);
+  Scratch<T> room_w, room_g;
+  Lanes<A, 1> square;
+  Lanes<A, kAscendSums> sums;
+  for_each_block(chunk.n, kStep<T>, [&](int64_t begin, int64_t n) {
+    const A* g = widened(offset(chunk.g, begin), n, room_g);
+    if (plain) return sum_squares(g, n, square);
+    const A* w = ascent.adaptive ? widened<T>(chunk.w + begin, n, room_w) : nullptr;
+    sum_direction(block_of<A>(ascent, w, g, offset(chunk.q, begin), n), ascent, sums);
+  });
+  row[kGradient] = plain ? square.total(0) : chunk.g ? sums.total(kGradient) : 0;
+  const double factor = double(ascent.direction[0]);  // plain: |d|^2 = direction[0]^2 |g|^2
+  row[kDirection] = !counted ? 0 : plain ? factor * factor * row[kGradient] : sums.total(kDirection);
 }
 
 template <class T>
-SAMK_INLINE void average_chunk(T* __restrict q, const T* __restrict g, int64_t n, T keep, T add, bool first) {
-  for (int64_t i = 0; i < n; ++i) q[i] = moving_average(q[i], g[i], keep, add, first);
+void update_chunk(const Slices<T>& chunk, const Ascent<Acc<T>>& ascent, const Average<Acc<T>>& average, bool stream) {
+  using A = Acc<T>;
+  const bool moves = ascent.scale != A(0);
+  Scratch<T> room_w, room_g;
+  for_each_block(chunk.n, kBlock, [&](int64_t begin, int64_t n) {
+    T* w = chunk.w + begin;
+    A* q = offset(chunk.q, begin);
+    copy(chunk.stash + begin, w, n * int64_t(sizeof(T)), stream);
+    if (!moves && !average.on) return;
+    const A* g = widened(offset(chunk.g, begin), n, room_g);
+    if (moves) {
+      A* perturbed = target(w, room_w);
+      perturb_block(block_of<A>(ascent, widened<T>(w, n, room_w), g, q, n), ascent, perturbed);
+      narrowed(perturbed, w, n, false);
+    }
+    if (average.on) average_block(q, g, n, average);
+  });
 }
-
-#define SAMK_ASCEND_CLONES(T)                                                                                                   \
-  SAMK_CLONES void norm_of(const Slices<T>& x, const Ascent<T>& a, bool counted, double* row) { norm_chunk(x, a, counted, row); } \
-  SAMK_CLONES void perturb_of(const Slices<T>& x, const Ascent<T>& a, bool stream) { perturb_chunk(x, a, stream); }                                  \
-  SAMK_CLONES void average_of(T* q, const T* g, int64_t n, T keep, T add, bool first) { average_chunk(q, g, n, keep, add, first); }
-SAMK_ASCEND_CLONES(float)
-SAMK_ASCEND_CLONES(double)
 
 template <class T>
 void ascend(const AscendArgs& args, ParallelFor parallel_for) {
+  using A = Acc<T>;
   const TensorTable& table = args.table;
-  T& sq_norm = *static_cast<T*>(args.sq_norm);
-  T direction[2];
-  for (int i = 0; i < 2; ++i) direction[i] = args.direction_device ? static_cast<const T*>(args.direction_device)[i] : T(args.direction[i]);
+  A& sq_norm = *static_cast<A*>(args.sq_norm);
+  A direction[2];
+  for (int i = 0; i < 2; ++i) direction[i] = args.direction_device ? static_cast<const A*>(args.direction_device)[i] : A(args.direction[i]);
   const auto hyper = [&](int32_t group) { return args.hyper + group * kAscendHypers; };
-  const auto rho = [&](int32_t group) { return args.rho ? static_cast<const T*>(args.rho)[group] : T(hyper(group)[kRho]); };
+  const auto rho = [&](int32_t group) { return args.rho ? static_cast<const A*>(args.rho)[group] : A(hyper(group)[kRho]); };
   const auto slices = [&](const Chunk& c) {
-    const auto at = [&](Operand operand) { return chunk_data<T>(table, c, operand); };
-    return Slices<T>{at(kW), at(kStash), at(kQ), at(kG), c.end - c.begin};
+    return Slices<T>{chunk_data<T>(table, c, kW), chunk_data<T>(table, c, kStash), chunk_data<T>(table, c, kG), chunk_data<A>(table, c, kQ),
+                     c.end - c.begin};
   };
 
-  if (!args.given) {
+  if (args.phase != kUpdate) {
+    const bool wants_gram = args.gram && table.has(kG);
     double total[kAscendSums] = {};
-    reduce_chunks(table, parallel_for, total, [&](const Chunk& chunk, double* row) {
+    reduce_chunks(table, parallel_for, total, [=, ascent = Remembered<Ascent<A>>()](const Chunk& chunk, double* row) mutable {
       const int32_t group = table.group[chunk.tensor];
-      norm_of(slices(chunk), make_ascent(hyper(group), T(0), direction), rho(group) != T(0), row);
+      const bool counted = rho(group) != A(0);
+      const auto make = [&](int32_t g, float) { return make_ascent(hyper(g), A(0), direction); };
+      if (counted || wants_gram) norm_chunk(slices(chunk), ascent.get(group, 0, make), counted, row);
     });
-    sq_norm = T(total[kDirection]);
-    if (args.gram && table.has(kG)) static_cast<T*>(args.gram)[kGG] = T(total[kGradient]);
+    sq_norm = A(total[kDirection]);
+    if (wants_gram) static_cast<A*>(args.gram)[kGG] = A(total[kGradient]);
   }
+  if (args.phase == kNorm) return;
+  const Average<A> average{args.update_q && is_finite(sq_norm), args.q_steps && *args.q_steps == 0, A(args.ema[0]), A(args.ema[1])};
   const bool stream = streams(table, sizeof(T));
-  const bool average = args.update_q && is_finite(sq_norm), first = args.q_steps && *args.q_steps == 0;
-  for_each_chunk(table, parallel_for, [&](int64_t, const Chunk& chunk) {
-    const int32_t group = table.group[chunk.tensor];
-    const Slices<T> x = slices(chunk);
-    perturb_of(x, make_ascent(hyper(group), ascent_scale(rho(group), sq_norm, args.normalize, T(args.eps)), direction), stream);
-    if (average) average_of(x.q, x.g, x.n, T(args.ema[0]), T(args.ema[1]), first);
-  });
-  if (average && args.q_steps) *args.q_steps += 1;
+  for_each_chunk(table, parallel_for, [&, ascent = Remembered<Ascent<A>>()](int32_t, const Chunk& chunk) mutable {
+    const auto make = [&](int32_t g, float) {
+      return make_ascent(hyper(g), ascent_scale(rho(g), sq_norm, args.normalize, A(args.eps)), direction);
+    };
+    update_chunk(slices(chunk), ascent.get(table.group[chunk.tensor], 0, make), average, stream);
+  }, kBackward);
+  if (average.on && args.q_steps) *args.q_steps += 1;
 }
 
 }  // namespace
 
 void cpu_ascend(const AscendArgs& args, ParallelFor parallel_for) {
-  args.dtype == kFloat32 ? ascend<float>(args, parallel_for) : ascend<double>(args, parallel_for);
+  with_type(args.dtype, [&](auto type) { ascend<decltype(type)>(args, parallel_for); });
 }
 
 }  // namespace samk

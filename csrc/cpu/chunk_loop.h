@@ -1,10 +1,12 @@
 // The chunk loop of the CPU kernels: every family runs its body over the chunks of a table on torch's thread pool.
 //
 // Reductions are deterministic: each chunk owns a row of partial sums, combined in chunk order, whatever the number of threads.
+// Only the first chunk of a range is searched for, the others are stepped to: with thousands of small tensors a chunk is a tensor.
 #pragma once
 #include <vector>
 
 #include "core/entry_points.h"
+#include "stream.h"
 
 // One body, three compiled versions, chosen when the library loads; FMA and 512-bit vectors where the machine has them.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -21,16 +23,35 @@ constexpr int32_t kCpuChunk = 16384;  // elements: 64 KiB of each fp32 operand, 
 // Runs body(context, begin, end) over [0, count) in parallel; handed in by the binding, since the kernels know no torch.
 using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context);
 
-// body(chunk index, chunk) for every chunk.
+enum Order : int { kForward, kBackward };
+
+inline Chunk chunk_at(const TensorTable& table, int32_t tensor, int32_t chunk) {
+  const int64_t begin = int64_t(chunk - table.first_chunk[tensor]) * table.chunk_size, end = begin + table.chunk_size;
+  return {tensor, begin, end < table.numel[tensor] ? end : table.numel[tensor]};
+}
+
+// body(chunk index, chunk) for every chunk. Each range runs a copy of its own of `body`, which may remember things between chunks.
 template <class Body>
-void for_each_chunk(const TensorTable& table, ParallelFor parallel_for, const Body& body) {
+void for_each_chunk(const TensorTable& table, ParallelFor parallel_for, const Body& body, Order order = kForward) {
   struct Context {
     const TensorTable& table;
     const Body& body;
-  } context{table, body};
+    Order order;
+  } context{table, body, order};
   const auto range = [](void* pointer, int64_t begin, int64_t end) {
     const Context& c = *static_cast<Context*>(pointer);
-    for (int64_t i = begin; i < end; ++i) c.body(i, find_chunk(c.table, int32_t(i)));
+    if (begin >= end) return;
+    Body body = c.body;
+    const int32_t* first_chunk = c.table.first_chunk;
+    const bool back = c.order == kBackward;
+    int32_t tensor = find_chunk(c.table, int32_t(back ? end - 1 : begin)).tensor;
+    for (int64_t k = begin; k < end; ++k) {
+      const int32_t i = int32_t(back ? begin + end - 1 - k : k);
+      while (first_chunk[tensor + 1] <= i) ++tensor;
+      while (first_chunk[tensor] > i) --tensor;
+      body(i, chunk_at(c.table, tensor, i));
+    }
+    stream_end();
   };
   const int64_t chunks = table.chunks();
   int64_t elements = 0;
@@ -39,14 +60,32 @@ void for_each_chunk(const TensorTable& table, ParallelFor parallel_for, const Bo
   parallel_for(chunks, grain, range, &context);
 }
 
-// Sums of a fixed number of quantities over all chunks; body adds chunk i's contribution to `row` (zeroed).
+// Sums of a fixed number of quantities over all chunks; body(chunk, row) adds a chunk's contribution to `row` (zeroed).
 template <int kSums, class Body>
 void reduce_chunks(const TensorTable& table, ParallelFor parallel_for, double (&total)[kSums], const Body& body) {
   std::vector<double> partial(size_t(table.chunks()) * kSums, 0.0);
-  for_each_chunk(table, parallel_for, [&](int64_t i, const Chunk& chunk) { body(chunk, &partial[size_t(i) * kSums]); });
+  const auto summed = [body = body, &partial](int32_t i, const Chunk& chunk) mutable { body(chunk, &partial[size_t(i) * kSums]); };
+  for_each_chunk(table, parallel_for, summed);
   for (double& sum : total) sum = 0;
-  for (size_t i = 0; i < partial.size(); ++i) total[i % kSums] += partial[i];
+  for (size_t row = 0; row < partial.size(); row += kSums)
+    for (int k = 0; k < kSums; ++k) total[k] += partial[row + k];
 }
+
+// What was made for the last (group, steps); neighbouring tensors mostly share it, and an Adam update costs two logarithms to make.
+template <class Value>
+class Remembered {
+ public:
+  template <class Make>
+  const Value& get(int32_t group, float steps, const Make& make) {
+    if (group != group_ || steps != steps_) value_ = make(group_ = group, steps_ = steps);
+    return value_;
+  }
+
+ private:
+  int32_t group_ = -1;
+  float steps_ = 0;
+  Value value_{};
+};
 
 // Where this chunk of an operand begins, or null.
 template <class T>
@@ -55,15 +94,29 @@ SAMK_INLINE T* chunk_data(const TensorTable& table, const Chunk& chunk, Operand 
   return data ? data + chunk.begin : nullptr;
 }
 
+template <class T>
+SAMK_INLINE T* offset(T* data, int64_t by) {
+  return data ? data + by : nullptr;
+}
+
 // An absent operand reads as `fallback`, so that loops need no null checks; its factor is zero and the formulas skip it.
 template <class T>
 SAMK_INLINE const T* or_else(const T* data, const T* fallback) {
   return data ? data : fallback;
 }
 
+// run(T()) for the storage type T.
+template <class Run>
+void with_type(DType dtype, const Run& run) {
+  if (dtype == kFloat32) run(float());
+  if (dtype == kFloat64) run(double());
+  if (dtype == kBFloat16) run(BFloat16());
+  if (dtype == kFloat16) run(Float16());
+}
+
 // Gram entries over all tensors of the table; `lists` is the mask of operands to read: 1 = g, 2 = h, 4 = q.
 template <class T>
-void reduce_gram(const TensorTable& table, int lists, bool weighted, T eta, ParallelFor parallel_for, double (&total)[kGram]);
+void reduce_gram(const TensorTable& table, int lists, bool weighted, Acc<T> eta, ParallelFor parallel_for, double (&total)[kGram]);
 
 void cpu_inner_products(const InnerProductsArgs& args, ParallelFor parallel_for);
 void cpu_ascend(const AscendArgs& args, ParallelFor parallel_for);

@@ -2,81 +2,102 @@
 //
 // One list is compiled apart, because it is the norm of every step; otherwise an absent list aliases a present one and its entries
 // are dropped. The same reduction serves descend_ where a coefficient needs a norm.
-#include "chunk_loop.h"
 #include "lanes.h"
+#include "stage.h"
 
 namespace samk {
 namespace {
 
-template <class T>
-struct Operands {
-  const T *g, *h, *q, *w;
+template <class A>
+struct Block {
+  const A *g, *h, *q, *w;  // w is null where the products are not weighted
+  int64_t n;
 };
 
-template <class T>
-SAMK_INLINE void one_list(const T* x, const T* w, T eta, int64_t n, double& sum) {
-  Lanes<T, 1> lanes;
+template <class A>
+SAMK_INLINE void one_list(const A* x, const A* w, A eta, int64_t n, Lanes<A, 1>& sum) {
+  Lanes<A, 1> lanes = sum;  // in registers
   if (w)
-    lanes.add(n, [=](int64_t i, T* out) __attribute__((always_inline)) {
-      const T c = adaptive_scale(w[i], eta) * x[i];
+    lanes.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) {
+      const A c = adaptive_scale(w[i], eta) * x[i];
       out[0] = c * c;
     });
   else
-    lanes.add(n, [=](int64_t i, T* out) __attribute__((always_inline)) { out[0] = x[i] * x[i]; });
-  sum = lanes.total(0);
+    lanes.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) { out[0] = x[i] * x[i]; });
+  sum = lanes;
 }
 
-template <class T>
-SAMK_INLINE void all_lists(const Operands<T>& x, T eta, int64_t n, double* row) {
-  const T* any = x.g ? x.g : x.h ? x.h : x.q;
-  const T *g = or_else(x.g, any), *h = or_else(x.h, any), *q = or_else(x.q, any), *w = or_else(x.w, any);
+template <class A>
+SAMK_INLINE void all_lists(const Block<A>& x, A eta, Lanes<A, kGram>& sum) {
+  const A *g = x.g, *h = x.h, *q = x.q, *w = or_else(x.w, x.g);
   const bool weighted = x.w != nullptr;
-  Lanes<T, kGram> lanes;
-  lanes.add(n, [=](int64_t i, T* out) __attribute__((always_inline)) {
-    const T c = weighted ? adaptive_scale(w[i], eta) : T(1);
+  Lanes<A, kGram> lanes = sum;
+  lanes.add(x.n, [=](int64_t i, A* out) __attribute__((always_inline)) {
+    const A c = weighted ? adaptive_scale(w[i], eta) : A(1);
     gram_terms(c * g[i], c * h[i], c * q[i], out);
   });
-  const T has_g = x.g != nullptr, has_h = x.h != nullptr, has_q = x.q != nullptr;
-  T present[kGram];
-  gram_terms(has_g, has_h, has_q, present);
-  for (int k = 0; k < kGram; ++k) row[k] = present[k] != 0 ? lanes.total(k) : 0;
+  sum = lanes;
 }
+
+#define SAMK_GRAM_CLONES(A)                                                                                                \
+  SAMK_CLONES void one_of(const A* x, const A* w, A eta, int64_t n, Lanes<A, 1>& sum) { one_list(x, w, eta, n, sum); }     \
+  SAMK_CLONES void all_of(const Block<A>& x, A eta, Lanes<A, kGram>& sum) { all_lists(x, eta, sum); }
+SAMK_GRAM_CLONES(float)
+SAMK_GRAM_CLONES(double)
+
+// The lists of one chunk; those that are not asked for are null.
+template <class T>
+struct Slices {
+  const T *g, *h, *w;
+  const Acc<T>* q;
+  int64_t n;
+};
 
 template <class T>
-SAMK_INLINE void gram_chunk(const Operands<T>& x, T eta, int64_t n, double* row) {
-  if (!x.h && !x.q) return one_list(x.g, x.w, eta, n, row[kGG]);
-  if (!x.g && !x.q) return one_list(x.h, x.w, eta, n, row[kHH]);
-  if (!x.g && !x.h) return one_list(x.q, x.w, eta, n, row[kQQ]);
-  all_lists(x, eta, n, row);
+void gram_chunk(const Slices<T>& chunk, Acc<T> eta, double* row) {
+  using A = Acc<T>;
+  const bool one = (chunk.g != nullptr) + (chunk.h != nullptr) + (chunk.q != nullptr) == 1;
+  Scratch<T> room_g, room_h, room_w;
+  Lanes<A, 1> square;
+  Lanes<A, kGram> sums;
+  for_each_block(chunk.n, kStep<T>, [&](int64_t begin, int64_t n) {
+    const A *g = widened(offset(chunk.g, begin), n, room_g), *h = widened(offset(chunk.h, begin), n, room_h);
+    const A *q = offset(chunk.q, begin), *w = widened(offset(chunk.w, begin), n, room_w), *any = g ? g : h ? h : q;
+    one ? one_of(any, w, eta, n, square) : all_of({or_else(g, any), or_else(h, any), or_else(q, any), w, n}, eta, sums);
+  });
+  double present[kGram];
+  gram_terms(double(chunk.g != nullptr), double(chunk.h != nullptr), double(chunk.q != nullptr), present);
+  for (int k = 0; k < kGram; ++k)
+    if (present[k] != 0) row[k] = one ? square.total(0) : sums.total(k);
 }
-
-SAMK_CLONES void gram_chunk_of(const Operands<float>& x, float eta, int64_t n, double* row) { gram_chunk(x, eta, n, row); }
-SAMK_CLONES void gram_chunk_of(const Operands<double>& x, double eta, int64_t n, double* row) { gram_chunk(x, eta, n, row); }
 
 }  // namespace
 
 template <class T>
-void reduce_gram(const TensorTable& table, int lists, bool weighted, T eta, ParallelFor parallel_for, double (&total)[kGram]) {
+void reduce_gram(const TensorTable& table, int lists, bool weighted, Acc<T> eta, ParallelFor parallel_for, double (&total)[kGram]) {
   reduce_chunks(table, parallel_for, total, [&](const Chunk& chunk, double* row) {
-    const auto at = [&](bool present, Operand operand) { return present ? chunk_data<const T>(table, chunk, operand) : nullptr; };
-    gram_chunk_of({at(lists & 1, kG), at(lists & 2, kH), at(lists & 4, kQ), at(weighted, kW)}, eta, chunk.end - chunk.begin, row);
+    const auto g = chunk_data<const T>(table, chunk, kG), h = chunk_data<const T>(table, chunk, kH);
+    const auto w = chunk_data<const T>(table, chunk, kW);
+    const auto q = chunk_data<const Acc<T>>(table, chunk, kQ);
+    const int64_t n = chunk.end - chunk.begin;
+    gram_chunk(Slices<T>{lists & 1 ? g : nullptr, lists & 2 ? h : nullptr, weighted ? w : nullptr, lists & 4 ? q : nullptr, n}, eta, row);
   });
 }
 
 template void reduce_gram<float>(const TensorTable&, int, bool, float, ParallelFor, double (&)[kGram]);
 template void reduce_gram<double>(const TensorTable&, int, bool, double, ParallelFor, double (&)[kGram]);
-
-template <class T>
-static void inner_products(const InnerProductsArgs& args, ParallelFor parallel_for) {
-  const TensorTable& table = args.table;
-  const int lists = int(table.has(kG)) | int(table.has(kH)) << 1 | int(table.has(kQ)) << 2;
-  double total[kGram] = {};
-  if (lists) reduce_gram<T>(table, lists, table.has(kW), T(args.eta), parallel_for, total);
-  for (int k = 0; k < kGram; ++k) static_cast<T*>(args.gram)[k] = T(total[k]);
-}
+template void reduce_gram<BFloat16>(const TensorTable&, int, bool, float, ParallelFor, double (&)[kGram]);
+template void reduce_gram<Float16>(const TensorTable&, int, bool, float, ParallelFor, double (&)[kGram]);
 
 void cpu_inner_products(const InnerProductsArgs& args, ParallelFor parallel_for) {
-  args.dtype == kFloat32 ? inner_products<float>(args, parallel_for) : inner_products<double>(args, parallel_for);
+  with_type(args.dtype, [&](auto type) {
+    using T = decltype(type);
+    const TensorTable& table = args.table;
+    const int lists = int(table.has(kG)) | int(table.has(kH)) << 1 | int(table.has(kQ)) << 2;
+    double total[kGram] = {};
+    if (lists) reduce_gram<T>(table, lists, table.has(kW), Acc<T>(args.eta), parallel_for, total);
+    for (int k = 0; k < kGram; ++k) static_cast<Acc<T>*>(args.gram)[k] = Acc<T>(total[k]);
+  });
 }
 
 }  // namespace samk

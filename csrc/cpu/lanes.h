@@ -37,4 +37,8 @@ struct Lanes {
   }
 };
 
+// sum += x_i^2, in ascend_block.cpp
+void sum_squares(const float* x, int64_t n, Lanes<float, 1>& sum);
+void sum_squares(const double* x, int64_t n, Lanes<double, 1>& sum);
+
 }  // namespace samk

@@ -25,7 +25,7 @@ inline bool streams(const TensorTable& table, int64_t element_size) {
   return elements * element_size >= kStreamBytes;
 }
 
-// memcpy(to, from, bytes) without reading `to`; call stream_end() once all of a chunk is written.
+// memcpy(to, from, bytes) without reading `to`; the chunk loop calls stream_end() once all of its range is written.
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
 #if defined(__SSE2__)
   char* out = static_cast<char*>(to);

@@ -41,7 +41,7 @@ def build_info() -> dict[str, str]:
     try:
         from .. import _build_info
     except ImportError:
-        return {name: "not built (run `make setup` or `pip install .`)" for name in ("cpp", "cuda", "info")}
+        return {name: "not built (run `make setup` or `pip install .`)" for name in ("cpp", "cuda", "rows", "info")}
     return dict(_build_info.LIBRARIES)
 
 

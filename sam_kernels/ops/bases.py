@@ -117,12 +117,17 @@ def option_table(
     columns = {name: hyper.get(name, default) for name, default in spec.hyper.items()}
     columns = {name: 0.0 if isinstance(x, Tensor) and name == "lr" else x for name, x in columns.items()}
     rows, groups = check_group(group, tensors, columns)
-    table = hyper_table(groups, columns, nonnegative=NONNEGATIVE)  # type: ignore[arg-type]
+    return rows, groups, checked_table(base, groups, columns)
+
+
+def checked_table(base: str, groups: int, columns: Mapping[str, Any]) -> list[float]:
+    """The flat table of the options of all groups, each within its range."""
+    table = hyper_table(groups, columns, nonnegative=NONNEGATIVE)
     for options in rows_of(base, table):
         for name in ("beta1", "beta2"):
             if name in options and not 0 <= options[name] < 1:
                 raise ValueError(f"{name} is {options[name]}; expected a number in [0, 1)")
-    return rows, groups, table
+    return table
 
 
 def check_state(base: str, options: list[dict[str, float]], state: dict[str, Sequence[Tensor] | None], steps: Tensor | None) -> None:
@@ -136,4 +141,3 @@ def check_state(base: str, options: list[dict[str, float]], state: dict[str, Seq
             raise ValueError(f"base {base!r} has no state {name}; leave it out")
 
 
-HYPER = {name: tuple(base.hyper) for name, base in BASES.items()}  # until Triton

@@ -59,9 +59,20 @@ class Combination:
                 flat += vector + [0.0] * (len(BASIS) - len(vector))
         return tuple(flat)
 
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """The inputs that any output depends on."""
+        rows = (self.u, self.direct, self.q)
+        return frozenset(key for key in INPUTS if any(any(_vector(row.get(key, 0.0))) for row in rows))
+
     def reads(self, key: str) -> bool:
         """Whether any output depends on the input ``key``."""
-        return any(any(_vector(row.get(key, 0.0))) for row in (self.u, self.direct, self.q))
+        return key in self.inputs
+
+    @cached_property
+    def needs(self) -> dict[tuple[bool, bool], int]:
+        """Masks found by ``needed_entries``, by (match_norm, whether there is a limit)."""
+        return {}
 
     def writes_q(self) -> bool:
         """Whether q is an output."""
@@ -84,12 +95,19 @@ def entry_mask(names: Sequence[str]) -> int:
 
 def needed_entries(combination: Combination, match_norm: bool, max_norm: float) -> int:
     """Mask of the Gram entries that a descent with these coefficients has to know."""
+    key = (bool(match_norm), math.isfinite(max_norm))
+    if key not in combination.needs:
+        combination.needs[key] = _find_entries(combination, *key)
+    return combination.needs[key]
+
+
+def _find_entries(combination: Combination, match_norm: bool, limited: bool) -> int:
     names = {"gg"} if match_norm else set()
     for row in (combination.u, combination.direct, combination.q):
         for value in row.values():
             for k, x in enumerate(_vector(value)):
                 names |= set(_BASIS_NEEDS[k]) if x else set()
-    if match_norm or math.isfinite(max_norm):
+    if match_norm or limited:
         used = [key for key in INPUTS if key in combination.u and any(_vector(combination.u[key]))]
         names |= {name for name in GRAM if name[0] in used and name[1] in used}
     return entry_mask(sorted(names))

@@ -22,9 +22,9 @@ class Row(list[Tensor]):
 
     __slots__ = ("addresses", "tables")
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor], addresses: "array[int] | None" = None) -> None:
         super().__init__(tensors)
-        self.addresses = array("q", map(Tensor.data_ptr, self))
+        self.addresses = array("q", list(map(Tensor.data_ptr, self))) if addresses is None else addresses
         self.tables: dict[Any, Any] = {}
 
 

@@ -5,8 +5,11 @@ and is reused; it never enters the optimizer's state. All lists are rows: what c
 parameter moves, so that from step to step only the addresses of gradients are new.
 """
 
+import importlib
+import importlib.util
+from array import array
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +17,12 @@ from torch import Tensor
 from ..ops.lists import Row, accumulator
 from .state import StateBuffers
 
+Layout: Any = None  # where it is not built, Python asks every tensor itself
+if hasattr(Tensor, "__dlpack_c_exchange_api__") and importlib.util.find_spec("sam_kernels._rows"):
+    Layout = importlib.import_module("sam_kernels._rows").Layout
+
 T = TypeVar("T")
+_ZERO = (0,)
 _ALIGN = 64  # bytes: every view starts on a cache line, and kernels keep their vector path
 _PARTS = 8  # subsets remembered; a model with frozen parameters has one
 
@@ -42,6 +50,7 @@ class Bucket:
         self.direction = torch.zeros(2, dtype=self.accumulator, device=self.device)
         self.grads: list[Tensor | None] = [None] * len(params)  # first gradients, where the descent reads them
         self.perturbed: Part | None = None
+        self.tables: dict[str, Any] = {}  # options of the groups, see options.py
         self._remember()
 
     def _remember(self) -> None:
@@ -93,6 +102,7 @@ class Part:
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
         self.rows, self.strides, self.sizes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.sizes)
         self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
+        self._layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}
 
     def pick(self, items: list[T]) -> list[T]:
@@ -100,6 +110,14 @@ class Part:
 
     def _rows(self, tensors: Row) -> Row:
         return tensors if self.is_whole else Row(tensors[i] for i in self.indices)
+
+    def gradients(self) -> Row | None:
+        """The gradients of these parameters, if parameters and gradients are all where and as they should be; None: look closer."""
+        if self._layout is None:
+            return None
+        addresses = array("q", _ZERO) * len(self.params)
+        grads = self._layout.gradients(self.params, addresses)
+        return None if grads is None else Row(grads, addresses)
 
     def state(self, name: str) -> Row:
         """The state buffers of this name, empty where the bucket keeps none."""

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from ..ops import ascend, descend
-from ..ops.bases import BASES, NONNEGATIVE
 from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.inner_products import OP as INNER_PRODUCTS
-from ..ops.lists import Row, hyper_table, same_layout
+from ..ops.lists import Row, same_layout
 from ..registry import Op
-from .bases import options_of
 from .bucket import Bucket, Part
+from .options import ascent_table, descent_table
 from .rules import Descent
 
 Group = dict[str, Any]
@@ -59,32 +58,36 @@ def implementation(op: Op, bucket: Bucket, backend: str | None) -> Callable[...,
     return op.named(backend or op.chosen(device, bucket.dtype), device, bucket.dtype)
 
 
-def collect(buckets: list[Bucket]) -> Selection:
-    """The parameters that have a gradient now, with gradients in the layout of their parameters."""
+def collect(buckets: list[Bucket], moved: Callable[[], None]) -> Selection:
+    """The parameters that have a gradient now, with gradients in the layout of their parameters. ``moved`` is called where some have
+    changed their storage but still fit."""
     selection: Selection = []
     for bucket in buckets:
-        if bucket.moved():
-            if not bucket.fits():
-                raise StaleBucketError
-            bucket.follow()
-        grads, part = list(map(_grad, bucket.params)), bucket.whole
-        kinds = set(map(type, grads))
-        if type(None) in kinds:
+        part = bucket.whole
+        row = part.gradients()
+        if row is None:  # the compiled look at all of them found something to sort out, or there is none
+            if bucket.moved():
+                if not bucket.fits():
+                    raise StaleBucketError
+                moved()
+                bucket.follow()
+            grads = list(map(_grad, bucket.params))
             part = bucket.part(tuple(i for i, grad in enumerate(grads) if grad is not None))
-            grads = [grads[i] for i in part.indices]
-            kinds.discard(type(None))
-        if grads:
-            plain = kinds == {Tensor} and _fit(grads, part)
-            selection.append((part, Row(grads) if plain else Row(map(_checked, part.params, grads))))
+            row = part.gradients()
+            if row is None:
+                chosen = part.pick(grads)
+                row = Row(chosen if _fit(chosen, part) else map(_checked, part.params, chosen))
+        if row:
+            selection.append((part, row))
     return selection
 
 
 def _fit(grads: list[Tensor], part: Part) -> bool:
     try:
-        return (
+        return set(map(type, grads)) <= {Tensor} and (
             list(map(Tensor.stride, grads)) == part.strides
             and list(map(Tensor.numel, grads)) == part.sizes
-            and set(map(_dtype, grads)) == {part.bucket.dtype}
+            and set(map(_dtype, grads)) <= {part.bucket.dtype}
         )
     except RuntimeError:  # sparse gradients have no strides
         return False
@@ -104,44 +107,13 @@ def _checked(p: Tensor, grad: Tensor) -> Tensor:
     return grad if same_layout(grad, p) else torch.empty_like(p).copy_(grad)
 
 
-# ---- options
-
-
-def column(values: list[Any], bucket: Bucket, capturable: bool) -> tuple[list[float], Tensor | None]:
-    """One option of every group as host numbers, or as a device tensor where one of them lives there."""
-    if any(isinstance(x, Tensor) and (capturable or x.is_cuda) for x in values):
-        like = bucket.sq_norm
-        if len(values) == 1 and values[0].dtype == like.dtype and values[0].device == like.device:
-            return [0.0], values[0].reshape(1)
-        parts = [x.to(like).reshape(()) if isinstance(x, Tensor) else torch.full_like(like[0], float(x)) for x in values]
-        return [0.0] * len(values), torch.stack(parts)
-    return values, None  # hyper_table checks them
-
-
-def ascent_table(bucket: Bucket, s: Settings) -> tuple[list[float], Tensor | None]:
-    rho, rho_device = column([group["rho"] for group in s.groups], bucket, s.capturable)
-    columns = {
-        "rho": rho,
-        "eta": [group["eta"] for group in s.groups],
-        "adaptive": [bool(group["adaptive"]) for group in s.groups],
-        "maximize": [bool(group.get("maximize", False)) for group in s.groups],
-    }
-    return hyper_table(len(s.groups), columns, nonnegative=("rho", "eta")), rho_device
-
-
-def descent_table(options: list[dict[str, Any]], base: str, bucket: Bucket, s: Settings) -> tuple[list[float], Tensor | None]:
-    columns = {name: [o[name] for o in options] for name in BASES[base].hyper}
-    columns["lr"], lr_device = column(columns["lr"], bucket, s.capturable)
-    return hyper_table(len(options), columns, nonnegative=NONNEGATIVE), lr_device
-
-
 # ---- launches
 
 
 def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float], on_device: bool, normalize: bool, eps: float) -> None:
     """Perturb every selected parameter; ``sq_norm`` and ``gram[gg]`` of every bucket then hold the global norms. ``on_device``: the
     factors of the direction are in ``bucket.direction``."""
-    tables = [ascent_table(part.bucket, s) for part, _ in selection]  # all checks before any launch
+    tables = [ascent_table(part.bucket, s.groups, s.capturable) for part, _ in selection]  # all checks before any launch
     functions = [implementation(ascend.OP, part.bucket, s.backend) for part, _ in selection]
 
     def launch(phase: str) -> None:
@@ -186,15 +158,14 @@ def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend:
 
 def descend_all(selection: Selection, s: Settings, update: Update, state: dict[Tensor, dict[str, Any]]) -> None:
     """Restore, combine and update in one launch per bucket."""
-    options = [options_of(update.base, group) for group in s.groups]
-    tables = [descent_table(options, update.base, part.bucket, s) for part, _ in selection]
-    for part, _ in selection:
-        part.bucket.state.adopt(state, update.base, options, part.bucket.rows, part.indices)
+    tables = [descent_table(part.bucket, s.groups, update.base, s.capturable) for part, _ in selection]
+    for (part, _), (_, _, used) in zip(selection, tables, strict=True):
+        part.bucket.state.adopt(state, update.base, used, part.bucket.rows, part.indices)
     needed, given = descent_norms(selection, update.rule, update.max_norm, s.backend)
     if update.ascended:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
         needed, given = needed | entry_mask(["gg"]), given | entry_mask(["gg"])
     keep_g = update.rule.keeps_g(update.max_norm)
-    for (part, grads), (hyper, lr) in zip(selection, tables, strict=True):
+    for (part, grads), (hyper, lr, _) in zip(selection, tables, strict=True):
         b = part.bucket
         m, v, v_max = (part.state(name) for name in ("m", "v", "v_max"))
         steps = b.state.steps if part.index is None else b.state.steps[part.index]
@@ -203,7 +174,7 @@ def descend_all(selection: Selection, s: Settings, update: Update, state: dict[T
             b.sq_norm if update.ascended else None, on(b, update.found_inf), b.loss_scale if update.scaled else None, lr, part.rows, hyper,
             update.base, update.rule.coefficients.flat, False, update.rule.match_norm, update.max_norm, False, needed, given,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*part.params, *m, *v, *v_max])
+        torch.autograd.graph.increment_version([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
         if part.index is not None:
             b.state.steps[part.index] = steps
 

@@ -15,6 +15,7 @@ from ..registry import OPS
 from . import engine
 from .bases import options_of, required_keys
 from .bucket import Bucket
+from .state import names_of
 
 _BUFFERS = {key for base in BASES.values() for key in base.state.values()}
 _PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
@@ -118,10 +119,10 @@ class SharedState(Optimizer):
             self._buckets = [Bucket(params, rows) for params, rows in members.values()]
             self._membership = [list(group["params"]) for group in self.param_groups]
             if self._fused and self.state:  # a state that does not fit is refused before anything is perturbed
-                options = [options_of(self._fused, group) for group in self.param_groups]
+                used = [names_of(self._fused, options_of(self._fused, group)) for group in self.param_groups]
                 for bucket in self._buckets:
                     known = [i for i, p in enumerate(bucket.params) if self.state.get(p)]
-                    bucket.state.adopt(self.state, self._fused, options, bucket.rows, known)
+                    bucket.state.adopt(self.state, self._fused, used, bucket.rows, known)
         return self._buckets
 
     def _same_members(self) -> bool:
@@ -131,16 +132,9 @@ class SharedState(Optimizer):
         )
 
     def _refresh_buckets(self) -> None:
-        """Between steps, follow what happened to the model and the groups since: new storage, dtype, layout, members."""
+        """Between steps, follow edits of the groups."""
         if self._buckets is not None and not self._same_members():
             self._drop_buckets()
-        moved = [bucket for bucket in self._get_buckets() if bucket.moved()]
-        if not all(bucket.fits() for bucket in moved):
-            self._drop_buckets()
-        elif moved:
-            self._check_members()
-            for bucket in moved:
-                bucket.follow()
 
     def _collect(self) -> engine.Selection:
         """The parameters with a gradient, by bucket. Between the passes, a change of the model or the groups is an error, raised once
@@ -148,11 +142,11 @@ class SharedState(Optimizer):
         try:
             if self._phase == "perturbed" and not self._same_members():
                 raise engine.StaleBucketError
-            return engine.collect(self._get_buckets())
+            return engine.collect(self._get_buckets(), self._check_members)
         except engine.StaleBucketError:
             if self._phase != "perturbed":
                 self._drop_buckets()
-                return engine.collect(self._get_buckets())
+                return engine.collect(self._get_buckets(), self._check_members)
             self.restore()
             raise RuntimeError(
                 "the parameters were cast, moved, laid out anew, or their groups edited between the two passes; the clean weights are "

@@ -35,9 +35,8 @@ class StateBuffers:
         self._held: list[tuple[str, list[dict[str, Any]], list[Tensor]]] = []  # key, entries that have it, their views
         self._seen: tuple[Any, ...] = ()
 
-    def adopt(self, state: State, base: str, options: Sequence[Mapping[str, Any]], rows: Sequence[int], chosen: Sequence[int]) -> None:
-        """Make the state of the ``chosen`` parameters, updated by ``base`` with the options of their groups, views of the buffers."""
-        used = [names_of(base, o) for o in options]
+    def adopt(self, state: State, base: str, used: Sequence[dict[str, str]], rows: Sequence[int], chosen: Sequence[int]) -> None:
+        """Make the state of the ``chosen`` parameters views of the buffers; ``used``: what ``base`` uses in every group (``names_of``)."""
         seen = (base, used, chosen, list(map(id, state.values())))
         if self._seen == seen and all(all(map(is_, map(dict.get, entries, repeat(key)), views)) for key, entries, views in self._held):
             return

@@ -46,7 +46,7 @@ def register() -> None:
     devices = ("cpu",) if interpreted() else ("cuda",)
     functions: tuple[Callable[..., Any], ...] = (inner_products.inner_products, ascend.ascend_, descend.descend_)
     for name, function in zip(NAMES, functions, strict=True):
-        implement(name, "triton", devices, (torch.float32,))(_on_its_device(function))
+        implement(name, "triton", devices, (torch.float32, torch.bfloat16, torch.float16))(_on_its_device(function))
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:

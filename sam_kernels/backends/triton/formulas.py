@@ -1,5 +1,8 @@
 # ruff: noqa: ANN001, ANN201, RET505 (tuples of scalars have no useful annotation; both arms of a compile-time branch return)
-"""The formulas of csrc/core/scalar_math.h for Triton, each once. Multiply-adds are fused exactly where they are there."""
+"""The formulas of csrc/core/scalar_math.h for Triton, each once. Multiply-adds are fused exactly where they are there.
+
+The updates of the base optimizers are in bases.py.
+"""
 
 import triton
 import triton.language as tl
@@ -53,6 +56,25 @@ def combine(factors, h: tl.tensor, g: tl.tensor, q: tl.tensor, HAS_H: tl.constex
 
 
 @triton.jit
+def units_of(loss_scale: tl.tensor):
+    """(1 / scale of g, 1 / scale of h): the gradients are in memory multiplied by the scales."""
+    return tl.div_rn(1.0, tl.load(loss_scale)), tl.div_rn(1.0, tl.load(loss_scale + 1))
+
+
+@triton.jit
+def gram_in_units(gram, units):
+    gg, gh, hh, gq, hq, qq = gram
+    g, h = units
+    return gg * (g * g), gh * (g * h), hh * (h * h), gq * g, hq * h, qq
+
+
+@triton.jit
+def factors_in_units(factors, units):
+    """Factors of the gradients as they are in memory."""
+    return factors[0] * units[1], factors[1] * units[0], factors[2]
+
+
+@triton.jit
 def factor(coefficients: tl.tensor, row: tl.constexpr, basis):
     """One factor: a row of coefficients times the basis; entries of the basis that it does not use may be anything."""
     result = tl.load(coefficients + row * 5) + 0.0
@@ -100,17 +122,3 @@ def basis_of(gram):
     gg, gh, hh, _, _, qq = gram
     norm = tl.sqrt_rn(gg)
     return ratio(norm, tl.sqrt_rn(hh)), ratio(gh, hh), ratio(gh, gg), ratio(norm, tl.sqrt_rn(qq))
-
-
-@triton.jit
-def sgd(w: tl.tensor, at: tl.tensor, u: tl.tensor, m: tl.tensor, first: tl.tensor, hyper, HAS_STATE: tl.constexpr):
-    """torch.optim.SGD from the clean weight, weight decay reading ``at``; returns the new weight and momentum buffer."""
-    lr, momentum, damped, weight_decay, nesterov, maximize = hyper
-    u = tl.where(maximize, -u, u)
-    u = tl.where(weight_decay != 0, tl.fma(weight_decay, at, u), u)
-    buffer = u
-    if HAS_STATE:
-        buffer = tl.where(first, u, tl.fma(damped, u, momentum * m))
-        stepped = tl.where(nesterov, tl.fma(momentum, buffer, u), buffer)
-        u = tl.where(momentum != 0, stepped, u)
-    return tl.fma(-lr, u, w), buffer

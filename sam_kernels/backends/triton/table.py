@@ -1,6 +1,6 @@
 """The multi-tensor table on the host: addresses, sizes and hyperparameters of one call as device tensors, uploaded once.
 
-A call's table holds one record of ten int64 per tensor (RECORD) and the tensor that each chunk of CHUNK elements belongs to. Both,
+A call's table holds one record of twelve int64 per tensor (RECORD) and the tensor that each chunk of CHUNK elements belongs to. Both,
 and the numbers that a kernel reads, are kept on the device under their content: a call that repeats an earlier one uploads nothing.
 A new table goes through pinned memory without waiting. Under CUDA graph capture that copy becomes a node of the graph, so what a
 graph reads is never evicted, and what only a graph has written is never handed to a call outside it.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-OPERANDS = ("w", "stash", "h", "g", "q", "state")
+OPERANDS = ("w", "stash", "h", "g", "q", "m", "v", "v_max")
 RECORD = (*OPERANDS, "numel", "first_chunk", "group", "aligned")
 CHUNK = 4096  # elements per program of an update; divides evenly into tiles
 TILE = 1024  # elements that a program holds in registers at a time: two 16-byte vectors per thread and operand
