@@ -149,7 +149,7 @@ def test_an_optimizer_that_a_scheduler_has_taken_hold_of_can_be_copied(how: str)
     schedule = lr_scheduler.StepLR(opt, 1, 0.5)
     advance(net, opt, schedule, 0)
     net2, opt2 = copy.deepcopy((net, opt)) if how == "deepcopy" else pickle.loads(pickle.dumps((net, opt)))
-    schedule2 = lr_scheduler.StepLR(opt2, 1, 0.5, last_epoch=0)
+    schedule2 = lr_scheduler.ExponentialLR(opt2, 0.5)
     for step in (1, 2):
         advance(net, opt, schedule, step)
         advance(net2, opt2, schedule2, step)
@@ -183,7 +183,8 @@ def test_lr_in_a_tensor_is_filled_in_place_and_read(name: str, capturable: bool)
         advance(ours, opt, a, step)
         advance(theirs, other, b, step)
         assert all(group["lr"] is lr for group, lr in zip(opt.param_groups, tensors, strict=True))
-    assert_loop(name, [*weights(ours), torch.stack(tensors)], [*weights(theirs), torch.tensor([g["lr"] for g in other.param_groups], dtype=torch.float64)])
+    rates = torch.tensor([group["lr"] for group in other.param_groups], dtype=torch.float64)
+    assert_loop(name, [*weights(ours), torch.stack(tensors)], [*weights(theirs), rates])
 
 
 @pytest.mark.parametrize("name", ["CosineAnnealingLR", "OneCycleLR"])
