@@ -76,18 +76,22 @@ def _first_tensor(arguments: Any) -> Tensor | None:
     return None
 
 
-def declare(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any] | None = None) -> Op:
+def declare(
+    name: str, schema: str, reference: Callable[..., Any], guard: Callable[[dict[str, Any]], None], fake: Callable[..., Any] | None = None
+) -> Op:
     """Define ``sam_kernels::name`` with ``schema`` (the part after the name) and a last argument ``str backend``, empty for any.
 
     One kernel serves every device: it asks the policy, or for the backend that the caller named, so that a call by name is
-    differentiable, traceable and opchecked like any other.
+    differentiable, traceable and opchecked like any other. ``guard`` refuses arguments, by name, that no kernel could survive.
     """
     op = OPS[name] = Op(name, schema)
     op.implementations["reference"] = Implementation(reference, ("cpu", "cuda", "xpu", "mps"), None)
     LIBRARY.define(name + schema.replace(") ->", ", str backend) ->"))
+    names = [argument.split()[-1] for argument in schema[1 : schema.index(") ->")].split(", ")]
 
     def kernel(*packed: Any) -> Any:
         *arguments, backend = packed
+        guard(dict(zip(names, arguments, strict=True)))
         first = _first_tensor(arguments)
         if first is None:  # every list is empty: all backends would do the same nothing
             return reference(*arguments)

@@ -1,16 +1,14 @@
-"""The optimizer as a citizen of the trainers it lives in: checkpoints, copies, groups, schedulers, hooks, norm layers."""
+"""The optimizer as a citizen of the trainers it lives in: checkpoints, copies, groups, hooks, norm layers."""
 
 import copy
 import io
 import pickle
-from typing import Any
 
 import pytest
 import torch
 from problems import MOMENTUM, batch, closure_of, loss_of, model, same, train, weights
 from tolerance import assert_elementwise
 from torch import nn
-from torch.optim import lr_scheduler
 
 from sam_kernels import compat
 from sam_kernels.optim import ASAM, SAM, StableSAM, frozen_batchnorm
@@ -98,33 +96,6 @@ def test_add_param_group_takes_all_defaults_and_keeps_momentum(place: tuple[str,
     with pytest.raises(ValueError, match="rho is -1"):
         opt.add_param_group({"params": [torch.zeros(2, requires_grad=True, device=device)], "rho": -1.0})
     assert len(opt.param_groups) == 2
-
-
-SCHEDULERS = {
-    "step": lambda o: lr_scheduler.StepLR(o, 1, 0.5),
-    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
-    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=10),
-    "sequential": lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [2]),
-}
-
-
-@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_schedulers_drive_the_wrapper(schedule: Any, recwarn: pytest.WarningsRecorder) -> None:
-    ours, theirs = model(dtype=torch.float32), model(dtype=torch.float32)
-    opt, plain = SAM(ours.parameters(), "sgd", rho=0.0, **MOMENTUM), torch.optim.SGD(theirs.parameters(), **MOMENTUM)
-    a, b = schedule(opt), schedule(plain)
-    for step in range(4):
-        closure_of(ours, step)()
-        opt.first_step(zero_grad=True)
-        closure_of(ours, step)()
-        opt.second_step(zero_grad=True)
-        plain.zero_grad()
-        closure_of(theirs, step)()
-        plain.step()
-        a.step()
-        b.step()
-        assert same(ours, theirs)
-    assert not [w for w in recwarn if "lr_scheduler.step()" in str(w.message)], "the scheduler did not see our step"
 
 
 def test_step_hooks_fire_once_per_step() -> None:

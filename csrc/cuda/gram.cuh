@@ -1,6 +1,7 @@
 // The Gram reduction that inner_products and descend_ share: the partial sums of the chosen entries over this block's chunks.
 #pragma once
 #include "chunk_loop.cuh"
+#include "grid_sums.cuh"
 
 namespace samk {
 
@@ -16,26 +17,27 @@ SAMK_HD constexpr int gram_reads(int mask) {
          ((mask & (bit(kGQ) | bit(kHQ) | bit(kQQ))) != 0 ? bit(kQ) : 0);
 }
 
-// Puts the block's partial sum of entry k of `mask` into row k; with `weighted` the lists are scaled by |w| + eta. A single list is
-// the norm of every step and has a loop of its own, which does a sixth of the arithmetic.
+// Puts the block's partial sum of entry k of `mask` into row k; with `weighted` the lists are scaled by |w| + eta. A single list of
+// the width of g is the norm of every step and has a loop of its own, which does a sixth of the arithmetic.
 template <class T>
-__device__ __forceinline__ void put_gram_partials(const TensorTable& table, char* workspace, int mask, bool weighted, T eta) {
+__device__ __forceinline__ void put_gram_partials(const TensorTable& table, char* workspace, int mask, bool weighted, Acc<T> eta) {
+  using A = Acc<T>;
   const int involved = gram_reads(mask), lists = involved & present(table), weights = weighted ? bit(kW) : 0;
-  const bool single = (involved & (involved - 1)) == 0;
+  const bool single = (involved & (involved - 1)) == 0 && (involved != bit(kQ) || sizeof(A) == sizeof(T));
   TensorTable alone = table;  // the single list stands at kG
   alone.slot[kG] = lists == bit(kG) ? table.slot[kG] : lists == bit(kH) ? table.slot[kH] : table.slot[kQ];
-  T sum[kGram] = {};
+  A sum[kGram] = {};
   for (int c = blockIdx.x; lists != 0 && c < table.chunks(); c += gridDim.x) {
     const Chunk chunk = find_chunk(table, c);
     if (single)
-      walk<bit(kG) | bit(kW), 0, 4, T>(alone, chunk, bit(kG) | weights, 0, [&](const T(&x)[kOperands]) {
-        const T value = weighted ? adaptive_scale(x[kW], eta) * x[kG] : x[kG];
+      walk<bit(kG) | bit(kW), 0, 32, T>(alone, chunk, bit(kG) | weights, 0, [&](const A(&x)[kOperands]) {
+        const A value = weighted ? adaptive_scale(x[kW], eta) * x[kG] : x[kG];
         sum[kGG] += value * value;
       });
     else
-      walk<bit(kG) | bit(kH) | bit(kQ) | bit(kW), 0, 2, T>(table, chunk, lists | weights, 0, [&](const T(&x)[kOperands]) {
-        const T scale = weighted ? adaptive_scale(x[kW], eta) : T(1);
-        T term[kGram];
+      walk<bit(kG) | bit(kH) | bit(kQ) | bit(kW), 0, 32, T>(table, chunk, lists | weights, 0, [&](const A(&x)[kOperands]) {
+        const A scale = weighted ? adaptive_scale(x[kW], eta) : A(1);
+        A term[kGram];
         gram_terms(scale * x[kG], scale * x[kH], scale * x[kQ], term);
 #pragma unroll
         for (int k = 0; k < kGram; ++k) sum[k] += term[k];

@@ -2,19 +2,29 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <vector>
 
 #include "payload.cuh"
 
 namespace samk {
 
-struct Fill {
-  int64_t* to;
-  int64_t words;
-  int64_t word[kArgumentBytes / 8 - 2];
-};
-static __global__ __launch_bounds__(kThreads) void fill_kernel(const __grid_constant__ Fill fill) {
-  for (int64_t i = threadIdx.x; i < fill.words; i += kThreads) fill.to[i] = fill.word[i];
+// Writes a payload that the kernel arguments cannot hold; launch.cu.
+cudaError_t write_table(char* table, const std::vector<int64_t>& words, cudaStream_t stream);
+
+// Held from the first launch that writes the table to the one that reads it: another host thread on the same stream, and so on the same
+// workspace, would put its table between them.
+std::unique_lock<std::mutex> table_lock(int device);
+
+// visit(T{}) for the type that is stored; hands back its error.
+template <class Visit>
+int by_dtype(DType dtype, Visit visit) {
+  switch (dtype) {
+    case kFloat32: return visit(float{});
+    case kBFloat16: return visit(BFloat16{});
+    case kFloat16: return visit(Float16{});
+    default: return cudaErrorInvalidValue;
+  }
 }
 
 // The caller's device is current again when this goes out of scope.
@@ -59,45 +69,37 @@ struct Place {
 
 // One launch of `kKernel`, with at least one block: a bucket without elements still has scalars to write.
 template <auto kKernel, class Args>
-cudaError_t launch(const Args& args, int64_t groups, bool cooperative, const Place& place) {
+cudaError_t launch(const Args& args, int64_t hypers, bool cooperative, const Place& place) {
   Launch<Args> payload;
-  static_assert(sizeof(payload) <= kArgumentBytes && sizeof(Fill) <= kArgumentBytes, "kernel arguments are limited to 32 KB");
+  static_assert(sizeof(payload) <= kArgumentBytes, "kernel arguments are limited to 32 KB");
   payload.args = args;
-  payload.groups = groups;
   payload.workspace = static_cast<char*>(place.workspace);
   payload.table = nullptr;
 
   Measure measure;
-  each_array(payload.args, groups, measure);
+  each_array(payload.args, hypers, measure);
   const bool fits = measure.bytes <= int64_t(sizeof(payload.packed));
   const int64_t needed = kTicketBytes + kPartialBytes + (fits ? 0 : (measure.bytes + 7) / 8 * 8);
-  if (args.dtype != kFloat32 || place.workspace == nullptr || place.workspace_bytes < needed) return cudaErrorInvalidValue;
+  if (place.workspace == nullptr || place.workspace_bytes < needed) return cudaErrorInvalidValue;
 
   const DeviceGuard guard(place.device);
   if (guard.status != cudaSuccess) return guard.status;
   const auto stream = static_cast<cudaStream_t>(place.stream);
+  int blocks = 0;
+  cudaError_t status = resident_blocks<kKernel>(place.device, &blocks);
+  std::unique_lock<std::mutex> lock;
   if (fits) {
     Pack pack{payload.packed};
-    each_array(payload.args, groups, pack);
+    each_array(payload.args, hypers, pack);
   } else {
     std::vector<int64_t> words((measure.bytes + 7) / 8);
     Pack pack{reinterpret_cast<char*>(words.data())};
-    each_array(payload.args, groups, pack);
+    each_array(payload.args, hypers, pack);
     char* table = payload.workspace + kTicketBytes + kPartialBytes;
     payload.table = table;
-    Fill fill;
-    constexpr int64_t kPiece = sizeof(fill.word) / 8;
-    for (int64_t done = 0; done < int64_t(words.size()); done += kPiece) {
-      fill.to = reinterpret_cast<int64_t*>(table) + done;
-      fill.words = std::min<int64_t>(kPiece, words.size() - done);
-      memcpy(fill.word, words.data() + done, fill.words * 8);
-      void* argument[] = {&fill};
-      const cudaError_t status = cudaLaunchKernel(fill_kernel, dim3(1), dim3(kThreads), argument, 0, stream);
-      if (status != cudaSuccess) return status;
-    }
+    lock = table_lock(place.device);
+    if (status == cudaSuccess) status = write_table(table, words, stream);
   }
-  int blocks = 0;
-  const cudaError_t status = resident_blocks<kKernel>(place.device, &blocks);
   if (status != cudaSuccess) return status;
   const dim3 grid(std::max(1, std::min(blocks, args.table.chunks())));
   void* argument[] = {&payload};

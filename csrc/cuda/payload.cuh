@@ -16,7 +16,8 @@ constexpr int kPartialRows = kGram + 1;
 constexpr int64_t kTicketBytes = 256, kPartialBytes = int64_t(kPartialRows) * kMaxBlocks * sizeof(double);
 constexpr int64_t kArgumentBytes = 32760;  // the limit is 32764
 
-// ---- one list of the arrays of each Args struct, visited to measure, to pack and to bind; 8-byte elements first keep all aligned
+// ---- one list of the arrays of each Args struct, visited to measure, to pack and to bind; 8-byte elements first keep all
+// aligned. `hypers`: entries of the table of hyperparameters.
 
 template <class Visit>
 SAMK_HD void each_array(TensorTable& table, Visit& visit) {
@@ -32,13 +33,13 @@ SAMK_HD void each_array(InnerProductsArgs& args, int64_t, Visit& visit) {
   each_array(args.table, visit);
 }
 template <class Visit>
-SAMK_HD void each_array(AscendArgs& args, int64_t groups, Visit& visit) {
-  visit(args.hyper, groups * kAscendHypers);
+SAMK_HD void each_array(AscendArgs& args, int64_t hypers, Visit& visit) {
+  visit(args.hyper, hypers);
   each_array(args.table, visit);
 }
 template <class Visit>
-SAMK_HD void each_array(DescendArgs& args, int64_t groups, Visit& visit) {
-  visit(args.hyper, args.base == kSgd ? groups * kSgdHypers : 0);
+SAMK_HD void each_array(DescendArgs& args, int64_t hypers, Visit& visit) {
+  visit(args.hyper, hypers);
   visit(args.coefficients, kCoefficients);
   each_array(args.table, visit);
 }
@@ -50,20 +51,21 @@ struct Measure {
     bytes += n * int64_t(sizeof(E));
   }
 };
-struct Pack {
+struct Pack {  // leaves the distance from `to` where the address was: the device need not count
   char* to;
+  int64_t bytes = 0;
   template <class E>
   SAMK_HD void operator()(const E*& array, int64_t n) {
-    if (n > 0) memcpy(to, array, n * sizeof(E));
-    to += n * sizeof(E);
+    if (n > 0) memcpy(to + bytes, array, n * sizeof(E));
+    array = reinterpret_cast<const E*>(bytes);
+    bytes += n * int64_t(sizeof(E));
   }
 };
 struct Bind {
   const char* from;
   template <class E>
-  SAMK_HD void operator()(const E*& array, int64_t n) {
-    array = reinterpret_cast<const E*>(from);
-    from += n * sizeof(E);
+  SAMK_HD void operator()(const E*& array, int64_t) {
+    array = reinterpret_cast<const E*>(from + reinterpret_cast<int64_t>(array));
   }
 };
 
@@ -71,8 +73,7 @@ struct Bind {
 
 template <class Args>
 struct Header {
-  Args args;  // its array pointers are those of the host until device_args() binds them
-  int64_t groups;
+  Args args;  // its array pointers are distances until device_args() binds them
   char* workspace;    // [ticket][partial sums][table]
   const char* table;  // the packed arrays in the workspace, or null: they are in `packed`
 };
@@ -84,8 +85,10 @@ struct Launch : Header<Args> {
 template <class Args>
 __device__ __forceinline__ Args device_args(const Launch<Args>& launch) {
   Args args = launch.args;
-  Bind bind{launch.table != nullptr ? launch.table : launch.packed};
-  each_array(args, launch.groups, bind);
+  const char* from = launch.table != nullptr ? launch.table : launch.packed;
+  asm volatile("" : "+l"(from));  // so that what one call binds is not held in registers until the next: they are cheap to bind
+  Bind bind{from};
+  each_array(args, 0, bind);
   return args;
 }
 

@@ -1,7 +1,8 @@
 // The three native ops, once for both devices: arguments -> structs -> Backend. A Backend has
 //   static constexpr int32_t chunk;
 //   static void run(const Args&, int64_t groups, const Tensor& workspace, int64_t device, int64_t stream);   for each Args struct
-// The schemas are defined in Python (sam_kernels/backends/native.py); only implementations are attached here.
+// The schemas are defined in Python (sam_kernels/backends/native.py); only implementations are attached here. That the lists which the
+// options need are there is checked in sam_kernels/ops/guards.py, for all backends.
 #pragma once
 #include "checks.h"
 
@@ -34,9 +35,6 @@ void ascend(Tensor words, Tensor sq_norm, std::optional<Tensor> gram, std::optio
   AscendArgs args{};
   args.phase = phase_of(phase);
   STD_TORCH_CHECK(direction.size() == 2 && (ema.empty() || ema.size() == 2), "direction and ema hold two factors each");
-  STD_TORCH_CHECK(table.count() == 0 || ema.empty() || (table.has(kQ) && table.has(kG)), "ema needs q and grads");
-  STD_TORCH_CHECK(table.count() == 0 || table.has(kQ) || table.has(kG), "no direction is given");
-  STD_TORCH_CHECK(table.count() == 0 || table.has(kStash) || args.phase == kNorm, "stash is empty");
   args.table = table.view();
   args.dtype = table.dtype();
   args.hyper = elements<double>(hyper, ScalarType::Double, "hyper");
@@ -58,27 +56,6 @@ inline Base base_of(const std::string& name) {
   for (int base = 0; base < kBases; ++base)
     if (name == names[base]) return Base(base);
   STD_TORCH_CHECK(false, "unknown base ", name);
-}
-
-// What the coefficients and the base need must be there: no kernel follows a null pointer.
-inline void check_sources(const DescendArgs& args, const Table& table) {
-  const auto absent = [&](Operand operand) { return !table.has(operand); };
-  const int reduced = table.count() ? args.reduced() : 0;
-  constexpr int involves_g = 1 << kGG | 1 << kGH | 1 << kGQ, involves_h = 1 << kGH | 1 << kHH | 1 << kHQ, involves_q = 1 << kGQ | 1 << kHQ | 1 << kQQ;
-  STD_TORCH_CHECK(args.gram || !(args.needed || args.write_q || args.match_norm || is_finite(args.max_norm)), "gram is needed for these coefficients");
-  STD_TORCH_CHECK(!(reduced & involves_g && absent(kG)) && !(reduced & involves_h && absent(kH)) && !(reduced & involves_q && absent(kQ)),
-                  "a list that a norm needs is empty");
-  if (table.count() == 0) return;
-  STD_TORCH_CHECK(!args.write_q || table.has(kQ), "q is written but absent");
-  STD_TORCH_CHECK(args.base == kNone || table.has(kH) || table.has(kG) || table.has(kQ), "no gradient list is given");
-  STD_TORCH_CHECK(args.base != kAdam || (table.has(kM) && table.has(kV) && args.steps), "adam needs m, v and steps");
-  STD_TORCH_CHECK(args.base != kLion || table.has(kM), "lion needs m");
-  const int columns = hypers_of(args.base);
-  for (int32_t t = 0; t < args.table.count; ++t) {
-    const double* hyper = args.hyper + args.table.group[t] * columns;
-    STD_TORCH_CHECK(args.base != kSgd || hyper[Sgd<float>::kMomentum] == 0 || table.has(kM), "momentum needs m");
-    STD_TORCH_CHECK(args.base != kAdam || hyper[Adam<float>::kAmsgrad] == 0 || table.has(kVMax), "amsgrad needs v_max");
-  }
 }
 
 template <class Backend>
@@ -107,7 +84,6 @@ void descend(Tensor words, std::optional<Tensor> steps, std::optional<Tensor> gr
   args.found_inf = static_cast<const float*>(scalar(found_inf, 1, kFlag, "found_inf"));
   args.loss_scale = static_cast<const float*>(scalar(loss_scale, 2, kFlag, "loss_scale"));
   args.steps = static_cast<float*>(scalar(steps, table.count(), kFlag, "steps"));
-  check_sources(args, table);
   Backend::run(args, groups, workspace, device, stream);
 }
 

@@ -59,7 +59,6 @@ class Table {
   DType dtype() const { return dtype_; }
   ScalarType accumulator() const { return dtype_ == kFloat64 ? ScalarType::Double : ScalarType::Float; }
   int64_t count() const { return view_.count; }
-  bool has(Operand operand) const { return view_.has(operand); }
 
   // Rows of a hyperparameter table that the groups index.
   int64_t check_hyper(const Tensor& hyper, int columns) const {

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.guards import KEPT
 from ..ops.lists import Row, accumulator
 from ..registry import OPS, implement
 
@@ -28,7 +29,6 @@ _SCHEMAS = {  # a table instead of the lists; numbers that grow with the groups 
     "int given, " + _TAIL,
 }
 _OPERANDS = ("params", "stash", "h", "g", "q", "m", "v", "v_max")  # csrc/core/tensor_table.h
-_KEPT = frozenset(("q", "m", "v", "v_max"))
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FLOATS = {"cpp": _DTYPES, "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 _DEVICE = {"cpp": "cpu", "cuda": "cuda"}
@@ -84,12 +84,12 @@ class Table:
         places = [-1] * len(lists)
         for place, k in enumerate(k for k, x in enumerate(lists) if x):
             places[k] = place
-        dtype = next((x[0].dtype for x, name in zip(lists, _OPERANDS, strict=True) if x and name not in _KEPT), first[0].dtype)
+        dtype = next((x[0].dtype for x, name in zip(lists, _OPERANDS, strict=True) if x and name not in KEPT), first[0].dtype)
         self.words = array("q", [self.count, _DTYPES.index(dtype), *places, *map(Tensor.numel, first), *(group or [0] * self.count)])
         self.begin = [len(self.words) + place * self.count for place in places]
-        for name, x in zip(_OPERANDS, lists, strict=True):
+        for x in lists:
             if x:
-                self.words.extend(_addresses(x, name, first, dtype))
+                self.words.extend(_addresses(x))
         self.tensor = torch.frombuffer(self.words, dtype=torch.int64)
 
     def follow(self, lists: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -101,17 +101,8 @@ class Table:
         return self.tensor
 
 
-def _addresses(tensors: Sequence[Tensor], name: str, like: Sequence[Tensor], dtype: torch.dtype) -> Sequence[int]:
-    """Where a list lies; what would make a kernel leave its memory is refused, whoever calls. Advice is given by the public functions."""
-    if isinstance(tensors, Row):
-        return tensors.addresses
-    expected, device = accumulator(dtype) if name in _KEPT else dtype, like[0].device
-    if len(tensors) != len(like):
-        raise RuntimeError(f"tensor lists differ in length: {name} has {len(tensors)}, another {len(like)}")
-    for i, (x, y) in enumerate(zip(tensors, like, strict=True)):
-        if x.dtype != expected or x.numel() != y.numel() or x.device != device:
-            raise RuntimeError(f"{name}[{i}] differs in dtype, size or device")
-    return array("q", map(Tensor.data_ptr, tensors))
+def _addresses(tensors: Sequence[Tensor]) -> Sequence[int]:
+    return tensors.addresses if isinstance(tensors, Row) else array("q", list(map(Tensor.data_ptr, tensors)))
 
 
 def _table(op: str, lists: Sequence[Sequence[Tensor]], group: Sequence[int] | None) -> Tensor:

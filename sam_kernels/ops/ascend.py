@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..registry import call, declare
+from . import guards
 from .lists import PerGroup, accumulator, check_aliasing, check_group, check_lists, check_scalar, hyper_table
 
 HYPER = ("rho", "eta", "adaptive", "maximize")
@@ -73,7 +74,7 @@ def reference(
         q_steps += finite
 
 
-OP = declare("ascend_", SCHEMA, reference)
+OP = declare("ascend_", SCHEMA, reference, guards.ascend)
 
 
 def ascend_(

@@ -139,5 +139,3 @@ def check_state(base: str, options: list[dict[str, float]], state: dict[str, Seq
     for name, x in state.items():
         if x is not None and name not in BASES[base].state:
             raise ValueError(f"base {base!r} has no state {name}; leave it out")
-
-

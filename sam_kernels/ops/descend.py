@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..registry import call, declare
+from . import guards
 from .bases import BASES, check_state, option_table, rows_of, states_used
 from .coefficients import PLAIN, Combination, check_sources, resolve
 from .inner_products import reference as inner_products_reference
@@ -83,7 +84,7 @@ def reference(
         steps += torch.where(go, counts, torch.zeros_like(counts))
 
 
-OP = declare("descend_", SCHEMA, reference)
+OP = declare("descend_", SCHEMA, reference, guards.descend)
 
 
 def descend_(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..registry import call, declare
+from . import guards
 from .lists import accumulator, check_lists
 
 SCHEMA = "(Tensor[] g, Tensor[] h, Tensor[] q, Tensor[] weights, float eta) -> Tensor"
@@ -38,7 +39,7 @@ def fake(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor
     return torch.empty(6) if like is None else like.new_empty(6, dtype=accumulator(like.dtype))
 
 
-OP = declare("inner_products", SCHEMA, reference, fake)
+OP = declare("inner_products", SCHEMA, reference, guards.parallel, fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -71,8 +71,12 @@ class Bucket:
         return self._parts[indices]
 
     def moved(self) -> bool:
-        """Whether a parameter has changed its storage or strides, as every cast, move and new layout does: the cheap question first."""
-        return self.addresses != list(map(Tensor.data_ptr, self.params)) or self.strides != list(map(Tensor.stride, self.params))
+        """Whether a parameter has changed its storage, strides or dtype: the cheap questions first."""
+        return (
+            self.addresses != list(map(Tensor.data_ptr, self.params))
+            or self.strides != list(map(Tensor.stride, self.params))
+            or any(p.dtype is not self.dtype for p in self.params)
+        )
 
     def fits(self) -> bool:
         """Whether the parameters are of the kind and layout that the buffers were made for."""

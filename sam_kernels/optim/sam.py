@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo as eager  # as torch.optim does: options are data, not constants of a graph
 
 from ..batchnorm import frozen_batchnorm
 from . import amp, engine
@@ -99,6 +100,7 @@ class SAM(SharedState):
 
     # ---- the two phases
 
+    @eager
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False, scaler: Any = None) -> None:
         """Perturb the parameters along their gradients and stash the clean values.
@@ -171,6 +173,7 @@ class SAM(SharedState):
             raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
         self._descend()
 
+    @eager
     @torch.no_grad()
     def restore(self) -> None:
         """Put the clean weights back, bit for bit, without an update. Does nothing where nothing is perturbed."""
@@ -218,6 +221,7 @@ class SAM(SharedState):
 
     # ---- descent
 
+    @eager
     @torch.no_grad()
     def _descend(self) -> None:
         selection = self._collect()
@@ -232,6 +236,7 @@ class SAM(SharedState):
         for bucket in self._get_buckets():
             bucket.finish()
         self._phase = "clean"
+        self.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler may have been given the base: it was stepped
 
     def _settle(self, selection: engine.Selection) -> None:
         """Clean weights for all that will not be updated, a stash for all that will be."""

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..ops.bases import BASES
 from ..ops.lists import accumulator, check_aliasing, is_dense
 from ..registry import OPS
 from . import engine
-from .bases import options_of, required_keys
+from .bases import options_of
 from .bucket import Bucket
+from .checkpoints import check_groups, check_shape, check_state
 from .state import names_of
 
-_BUFFERS = {key for base in BASES.values() for key in base.state.values()}
 _PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
 _NOT_COPIED = ("step", "_buckets", "_norms", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
 
@@ -59,16 +58,17 @@ class SharedState(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, of its plain base, or of another SAM wrapper (whose saved weights are ignored)."""
         self._require_clean("load_state_dict()")
-        check_checkpoint(state_dict, self._fused)
+        check_shape(state_dict)
         saved = list(state_dict["param_groups"])
+        check_groups(saved, self.param_groups, self._fused)
         mine = [{key: group[key] for key in self._own_defaults} for group in self.param_groups]  # for groups of a plain optimizer
-        groups = [{**own, **theirs} for own, theirs in zip(mine, saved, strict=False)]
+        groups = [{**own, **theirs} for own, theirs in zip(mine, saved, strict=True)]
+        for group in groups:
+            check_group({**group, "params": []})
         state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
         members = [p for group in self.param_groups for p in group["params"]]
-        check_state(members, saved, state, self._fused)
-        super().load_state_dict(
-            {**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups + saved[len(groups) :]}
-        )
+        check_state(members, groups, state, self._fused)
+        super().load_state_dict({**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups})
         keys = [key for group in saved for key in group["params"]]
         for p, key in zip(members, keys, strict=True):  # torch has rounded the state to the dtype of the parameter
             for name, value in state.get(key, {}).items():
@@ -189,31 +189,3 @@ def check_group(group: dict[str, Any]) -> None:
             raise ValueError(
                 f"params[{i}] has layout {p.layout} and strides {p.stride() if p.layout == torch.strided else None}; expected dense"
             )
-
-
-def check_checkpoint(state_dict: Any, fused: str | None) -> None:
-    """Refuse what is no checkpoint, or one of another optimizer, before anything changes."""
-    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
-        has = sorted(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
-        raise ValueError(f"state_dict is {has}; expected a dict with 'state' and 'param_groups', as state_dict() returns it")
-    for i, group in enumerate(state_dict["param_groups"]):
-        required = {"params"} | (required_keys(fused) if fused else set())
-        if missing := sorted(required - set(group)):
-            raise ValueError(f"param_groups[{i}] of the checkpoint lacks {missing}; it belongs to another optimizer")
-
-
-def check_state(params: list[Tensor], groups: list[dict[str, Any]], state: dict[Any, dict[str, Any]], fused: str | None) -> None:
-    """The buffers of a checkpoint must be those of this base, and have the shapes of the parameters that they belong to."""
-    keys = [key for group in groups for key in group["params"]]
-    expected = {*BASES[fused].state.values(), *(("step",) if BASES[fused].counted else ())} if fused else None
-    for i, (p, key) in enumerate(zip(params, keys, strict=False)):
-        for name, value in state.get(key, {}).items():
-            if expected is not None and name not in expected:
-                raise ValueError(
-                    f"the checkpoint holds {name} for parameter {i}; expected {sorted(expected)}: it belongs to another optimizer"
-                )
-            if name in _BUFFERS and isinstance(value, Tensor) and value.shape != p.shape:
-                raise ValueError(
-                    f"{name} of parameter {i} has shape {tuple(value.shape)} in the checkpoint but the parameter has "
-                    f"{tuple(p.shape)}; the checkpoint belongs to another model"
-                )

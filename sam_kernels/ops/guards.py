@@ -1,0 +1,70 @@
+"""What would make a kernel leave its memory, refused for whoever calls ``torch.ops.sam_kernels.*`` directly.
+
+The public functions say more, and what to do about it; an optimizer calls the implementations with lists that it has checked itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .bases import BASES, rows_of, states_used
+from .coefficients import entry_mask
+
+KEPT = frozenset(("q", "m", "v", "v_max"))  # lists that live from step to step, in the accumulation dtype
+Arguments = Mapping[str, Any]
+
+
+def parallel(a: Arguments) -> None:
+    """Lists must run in parallel: length, sizes, device, dtype."""
+    lists = {name: x for name, x in a.items() if isinstance(x, list) and x and isinstance(x[0], torch.Tensor)}
+    like = next(iter(lists.values()), [])
+    low = next((x[0].dtype for name, x in lists.items() if name not in KEPT), None)
+    for name, tensors in lists.items():
+        _require(len(tensors) == len(like), f"tensor lists differ in length: {name} has {len(tensors)}, another {len(like)}")
+        dtype = low if name not in KEPT else tensors[0].dtype if low is None else torch.promote_types(low, torch.float32)
+        for i, (x, y) in enumerate(zip(tensors, like, strict=True)):
+            fits = x.numel() == y.numel() and x.device == y.device and x.dtype == dtype
+            _require(fits, f"{name}[{i}] differs in dtype, size or device")
+
+
+def ascend(a: Arguments) -> None:
+    """``ascend_`` writes a stash unless it only reduces, and needs a direction."""
+    parallel(a)
+    if a["params"]:
+        _groups(a, 4)
+        _require(a["phase"] == "norm" or a["stash"], "stash is empty")
+        _require(a["grads"] or a["q"], "no direction is given")
+        _require(not a["ema"] or (a["grads"] and a["q"]), "ema needs q and grads")
+
+
+def descend(a: Arguments) -> None:
+    """``descend_`` needs the lists that its coefficients, norms and base read and write."""
+    parallel(a)
+    _require(a["base"] in BASES and len(a["coefficients"]) == 45, "unknown base, or not 45 coefficients")
+    if not a["params"]:
+        return
+    _groups(a, len(BASES[a["base"]].hyper))
+    reduced = a["needed"] & ~a["given"]
+    limited = a["match_norm"] or a["max_norm"] < float("inf")
+    _require(a["gram"] is not None or not (a["needed"] or a["write_q"] or limited), "gram is needed for these coefficients")
+    for name, entries in (("g", ("gg", "gh", "gq")), ("h", ("gh", "hh", "hq")), ("q", ("gq", "hq", "qq"))):
+        _require(a[name] or not reduced & entry_mask(entries), "a list that a norm needs is empty")
+    _require(a["q"] or not a["write_q"], "q is written but absent")
+    if a["base"] != "none":
+        _require(a["h"] or a["g"] or a["q"], "no gradient list is given")
+        _require(a["base"] != "adam" or a["steps"] is not None, "adam needs steps")
+        options = rows_of(a["base"], a["hyper"])
+        for name in {name for row in set(a["group"]) for name in states_used(a["base"], options[row])}:
+            _require(a[name], f"{a['base']} with these options needs {name}")
+
+
+def _groups(a: Arguments, columns: int) -> None:
+    rows = len(a["hyper"]) // columns if columns else 1
+    _require(not columns or rows * columns == len(a["hyper"]), "hyper is not a whole number of rows")
+    _require(len(a["group"]) == len(a["params"]) and all(0 <= row < rows or not columns for row in a["group"]), "group does not fit")
+
+
+def _require(fits: Any, message: str) -> None:
+    if not fits:
+        raise RuntimeError(message)
