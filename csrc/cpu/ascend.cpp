@@ -2,8 +2,8 @@
 //
 // Reads g (w too where a group is adaptive, q where present), then reads w and g and writes w and stash: 20 bytes per element in
 // fp32, 10 in the half types. Deterministic. The plain direction is compiled apart: it is SAM, and an absent q must not cost a read.
-// Walking the chunks of the update backwards, to find the last gradients in cache, does not pay: it defeats the prefetchers, and
-// lists of small tensors take twice as long.
+// The update does not walk its chunks backwards to find the last gradients in cache: that works against the prefetchers. It gains
+// nothing for a ResNet-18, and lists of small tensors take more than half as long again.
 #include "ascend_block.h"
 #include "stage.h"
 

@@ -16,8 +16,9 @@
 
 namespace samk {
 
-// Elements handled at a time where something passes through L1. So few that the loads of a block start while the one before is still
-// computed: at 1024 a ResNet-18 descent takes 1.3 times as long, at 128 the calls begin to show.
+// Elements handled at a time where something passes through L1: so few that the loads of a block start while the one before is still
+// computed. At 1024 the descent of a bf16 ResNet-18 takes one and a half times as long, of an fp32 one a tenth longer; at 128 the calls
+// begin to show.
 constexpr int64_t kBlock = 512;
 constexpr int64_t kStreamBytes = int64_t(4) << 20;  // per operand: smaller lists may still be in cache when they are read next
 
