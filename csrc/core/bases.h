@@ -76,7 +76,7 @@ struct Adam {
     u = maximize ? -u : u;
     u = weight_decay != T(0) && !decoupled ? fused(weight_decay, at, u) : u;
     w = weight_decay != T(0) && decoupled ? fused(-lr * weight_decay, at, w) : w;
-    s.m = first ? add_m * u : fused(add_m, u - s.m, s.m);
+    s.m = first ? add_m * u : fused(add_m, u, (T(1) - add_m) * s.m);
     s.v = first ? add_v * u * u : fused(add_v * u, u, beta2 * s.v);
     const T before = first ? initial_v : s.v_max;
     s.v_max = s.v > before || s.v != s.v ? s.v : before;  // a NaN stays one, as in torch.maximum

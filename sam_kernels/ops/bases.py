@@ -43,7 +43,7 @@ def adam(o: Options, lr: Tensor | float, step: Tensor, w: Tensor, at: Tensor, u:
     u = u + o["weight_decay"] * at if o["weight_decay"] and not o["decoupled"] else u
     w = w - lr * o["weight_decay"] * at if o["weight_decay"] and o["decoupled"] else w
     old = {name: torch.where(step == 0, torch.zeros_like(u), x) for name, x in state.items()}
-    m = old["m"] + (1 - o["beta1"]) * (u - old["m"])
+    m = o["beta1"] * old["m"] + (1 - o["beta1"]) * u
     v = o["beta2"] * old["v"] + (1 - o["beta2"]) * u * u
     new = {"m": m, "v": v}
     if o["amsgrad"]:

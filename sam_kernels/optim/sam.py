@@ -50,7 +50,8 @@ class SAM(SharedState):
 
     ``GradScaler``: ``scaler.step(opt)`` as the second step, without ``unscale_``; the scale is taken out inside the update.
 
-    A first gradient that is not finite perturbs nothing and skips the step, on the device. A zero gradient perturbs nothing.
+    A first gradient that is not finite skips the step, on the device, and perturbs nothing (unless it stands in a group with rho = 0,
+    which has no part in the norm). A zero gradient perturbs nothing.
     """
 
     _step_supports_amp_scaling = True  # GradScaler leaves scale and found_inf to the step

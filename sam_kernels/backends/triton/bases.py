@@ -111,7 +111,7 @@ def adam(w: tl.tensor, at: tl.tensor, u: tl.tensor, m: tl.tensor, v: tl.tensor, 
     lr, _, first, step_size, add_m, beta2, add_v, root_v, eps, weight_decay, decoupled, amsgrad, initial_v = options
     u = tl.where((weight_decay != 0) & ~decoupled, tl.fma(weight_decay, at, u), u)
     w = tl.where((weight_decay != 0) & decoupled, tl.fma(-lr * weight_decay, at, w), w)
-    m = tl.where(first, add_m * u, tl.fma(add_m, u - m, m))
+    m = tl.where(first, add_m * u, tl.fma(add_m, u, (1.0 - add_m) * m))
     v = tl.where(first, add_v * u * u, tl.fma(add_v * u, u, beta2 * v))
     before = tl.where(first, initial_v, v_max)
     v_max = tl.where((v > before) | (v != v), v, before)  # a NaN stays one, as in torch.maximum
