@@ -171,7 +171,7 @@ def _momentum(x: Lists, steps: float = 1.0, **options: Any) -> Kwargs:
 
 def _adam(x: Lists, steps: float = 3.0, **options: Any) -> Kwargs:
     fill = NAN if steps == 0 else None
-    state = {"m": x.make("m", 0.1, fill), "v": [y.abs_() for y in x.make("v", 0.01, fill)], "steps": torch.full((len(x.shapes),), steps)}
+    state = {"m": x.make("m", 0.3, fill), "v": [y.abs_() for y in x.make("v", 0.01, fill)], "steps": torch.full((len(x.shapes),), steps)}
     return _descend(x, **({"base": "adam", "lr": 0.01, "weight_decay": 0.02} | state | options))
 
 
@@ -299,6 +299,7 @@ _EVERYWHERE = {  # options that meet every list of shapes; the others meet "smal
     "ascend_": ("sam", "friendly", "groups"),
     "descend_": ("momentum", "stable", "groups", "vsam_refresh", "adam_groups", "lion"),
 }
+_MANY = {"inner_products": ("g",), "ascend_": ("groups",), "descend_": ("stable",)}  # thousands of chunks take an interpreter its time
 _OPTIONS = {"inner_products": INNER, "ascend_": ASCEND, "descend_": DESCEND}
 
 CASES = [
@@ -306,5 +307,5 @@ CASES = [
     for op, options in _OPTIONS.items()
     for option, make in options.items()
     for lists in LISTS
-    if lists == "small" or (option in _EVERYWHERE[op] and lists != "streamed")
+    if lists == "small" or (lists != "streamed" and option in (_MANY if lists == "many" else _EVERYWHERE)[op])
 ]

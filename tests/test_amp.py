@@ -89,6 +89,10 @@ def test_unscale_of_a_rule_that_reads_the_first_gradient_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"the clean weights are restored: call first_step\(scaler=scaler\)"):
         scaler.step(opt)
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+    assert not hasattr(opt, "grad_scale") and not hasattr(opt, "found_inf"), "what the scaler left must not reach the next step"
+    scaler.update()
+    train(net, opt, scaler, told=True, unscale=True, steps=1)
+    assert not any(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
 
 
 def test_unnormalized_ascent_needs_the_scaler(place: tuple[str, str]) -> None:

@@ -172,7 +172,12 @@ class SAM(SharedState):
     def _finish(self) -> None:
         if self._phase == "clean":
             raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
-        self._descend()
+        try:
+            self._descend()
+        except BaseException:
+            for name in ("grad_scale", "found_inf"):  # a GradScaler that does not get to remove them would multiply by them next time
+                self.__dict__.pop(name, None)
+            raise
 
     @eager
     @torch.no_grad()
