@@ -1,6 +1,8 @@
 """What a fused step may cost beside its kernels: two native calls, no other op, no allocation, no wait for the host."""
 
+import gc
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -84,3 +86,26 @@ def test_the_stash_is_the_only_list_kept_beside_the_state() -> None:
     assert set(bucket.state.buffers) == {"m", "v"}
     total = sum(row[0].untyped_storage().nbytes() for row in owned)
     assert total <= 3 * 4 * 10_000 * 1.01 and all(g is None for g in bucket.grads)
+
+
+@pytest.mark.parametrize("kind", [SAM, StableSAM])
+def test_gradients_are_let_go_between_the_passes_and_memory_goes_with_the_optimizer(kind: type[SAM], place: tuple[str, str]) -> None:
+    """Without the garbage collector: a reference cycle would keep lists of the size of the model until it happens to run."""
+    backend, device = place
+    net = model(dtype=torch.float32, device=device)
+    opt = kind(net.parameters(), "adamw", lr=0.1, backend=backend)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            for phase in (opt.first_step, opt.second_step):
+                closure_of(net, 0)()
+                grads = [ref(p.grad) for p in net.parameters()]
+                phase(zero_grad=True)
+                assert not [x for x in grads if x() is not None]
+        (bucket,) = opt._get_buckets()
+        owned = [ref(bucket), ref(bucket.stash), ref(bucket.state.buffers["v"])]
+        del bucket, opt, phase
+        assert not [x for x in owned if x() is not None]
+    finally:
+        gc.enable()

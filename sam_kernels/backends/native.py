@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -80,7 +81,8 @@ class Table:
 
     def __init__(self, lists: Sequence[Sequence[Tensor]], group: Sequence[int] | None) -> None:
         first = next(x for x in lists if x)
-        self.count, self.lists, self.group = len(first), list(lists), group
+        self.count, self.group = len(first), group
+        self.rows = [ref(x) if isinstance(x, Row) else None for x in lists]  # weak: a table must not keep gradients alive
         places = [-1] * len(lists)
         for place, k in enumerate(k for k, x in enumerate(lists) if x):
             places[k] = place
@@ -95,9 +97,10 @@ class Table:
     def follow(self, lists: Sequence[Sequence[Tensor]]) -> Tensor:
         """The table for these rows, which are where those were that it was made of, or new."""
         for k, row in enumerate(lists):
-            if row and row is not self.lists[k]:
-                self.words[self.begin[k] : self.begin[k] + self.count] = row.addresses  # type: ignore[attr-defined]
-                self.lists[k] = row
+            known = self.rows[k]
+            if isinstance(row, Row) and row and (known is None or known() is not row):
+                self.words[self.begin[k] : self.begin[k] + self.count] = row.addresses
+                self.rows[k] = ref(row)
         return self.tensor
 
 

@@ -20,7 +20,7 @@ class Row(list[Tensor]):
     """A list that is not edited once made, with the addresses of its tensors: what an optimizer passes again and again. Compiled
     backends remember in ``tables`` what they have made of it, and take its tensors as checked."""
 
-    __slots__ = ("addresses", "tables")
+    __slots__ = ("__weakref__", "addresses", "tables")
 
     def __init__(self, tensors: Iterable[Tensor], addresses: "array[int] | None" = None) -> None:
         super().__init__(tensors)

@@ -10,6 +10,7 @@ import importlib.util
 from array import array
 from collections.abc import Sequence
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Bucket:
         self.device, self.dtype = params[0].device, params[0].dtype
         self.accumulator = accumulator(self.dtype)
         self.stash = flat_views(params, self.dtype)
-        self.state = StateBuffers(self.params, lambda: flat_views(params, self.accumulator))
+        self.state = StateBuffers(self.params, self.accumulator, flat_views)
         self.sq_norm = torch.zeros(1, dtype=self.accumulator, device=self.device)
         self.gram = torch.zeros(6, dtype=self.accumulator, device=self.device)
         self.loss_scale = torch.ones(2, dtype=torch.float32, device=self.device)
@@ -101,13 +102,19 @@ class Part:
     """The parameters of a bucket that take part in a phase: all of them, or those that have a gradient."""
 
     def __init__(self, bucket: Bucket, indices: tuple[int, ...] | None) -> None:
-        self.bucket, self.is_whole = bucket, indices is None
+        self._bucket, self.is_whole = ref(bucket), indices is None  # weak: memory goes with the optimizer, not with the next collection
         self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
         self.rows, self.strides, self.sizes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.sizes)
         self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
         self._layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}
+
+    @property
+    def bucket(self) -> Bucket:
+        bucket = self._bucket()
+        assert bucket is not None, "a part does not outlive its bucket"
+        return bucket
 
     def pick(self, items: list[T]) -> list[T]:
         return items if self.is_whole else [items[i] for i in self.indices]

@@ -26,8 +26,8 @@ def names_of(base: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 class StateBuffers:
-    def __init__(self, params: Sequence[Tensor], allocate: Callable[[], Row]) -> None:
-        self.params, self._allocate = params, allocate
+    def __init__(self, params: Sequence[Tensor], dtype: torch.dtype, allocate: Callable[[Sequence[Tensor], torch.dtype], Row]) -> None:
+        self.params, self._dtype, self._allocate = params, dtype, allocate
         self.buffers: dict[str, Row] = {}
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=params[0].device)
         self._counts = list(self.steps.unbind())  # what state[p]["step"] is
@@ -45,7 +45,7 @@ class StateBuffers:
             self._check(i, entry, used[rows[i]])
         for name in {name for names in used for name in names}:
             if name not in self.buffers:
-                self.buffers[name] = self._allocate()
+                self.buffers[name] = self._allocate(self.params, self._dtype)
         counted = BASES[base].counted
         changed = {i: self._adopt_one(i, entry, used[rows[i]], counted) for i, entry in entries.items()}
         if fresh := {i: count for i, count in changed.items() if count is not None}:
