@@ -9,14 +9,25 @@ from torch import Tensor, nn
 
 from sam_kernels.optim import SAM, StableSAM
 
-OPTIONS = {"lr": 0.1, "momentum": 0.9}
+BASES: dict[str, tuple[torch.dtype, dict[str, object]]] = {  # a rho that shows in half types
+    "sgd": (torch.float32, {"lr": 0.1, "momentum": 0.9}),
+    "adamw": (torch.bfloat16, {"lr": 0.1, "rho": 2.0, "weight_decay": 0.0}),
+    "amsgrad": (torch.float32, {"lr": 0.1}),
+    "lion": (torch.float16, {"lr": 0.1, "rho": 2.0}),
+}
+every_base = pytest.mark.parametrize("base", BASES)
 Phase = Callable[[nn.Module], None]
 
 
-def start(place: tuple[str, str], kind: type[SAM] = SAM) -> tuple[nn.Sequential, SAM]:
+def start(place: tuple[str, str], kind: type[SAM] = SAM, base: str = "sgd") -> tuple[nn.Sequential, SAM]:
     backend, device = place
-    net = model(dtype=torch.float32, device=device)
-    return net, kind(net.parameters(), "sgd", backend=backend, **OPTIONS)
+    dtype, options = BASES[base]
+    net = model(dtype=dtype, device=device)
+    return net, kind(net.parameters(), base, backend=backend, **options)
+
+
+def state_of(opt: SAM) -> dict[int, dict[str, Tensor]]:
+    return {k: {name: x.clone() for name, x in entry.items()} for k, entry in opt.state_dict()["state"].items()}
 
 
 def copies(net: nn.Module) -> list[Tensor]:
@@ -32,8 +43,9 @@ def backward(net: nn.Module, step: int = 0) -> None:
     closure_of(net, step)()
 
 
-def test_gradient_missing_in_the_second_pass_restores(place: tuple[str, str]) -> None:
-    net, opt = start(place)
+@every_base
+def test_gradient_missing_in_the_second_pass_restores(base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, base=base)
     before = copies(net)
     backward(net)
     opt.first_step(zero_grad=True)
@@ -42,11 +54,12 @@ def test_gradient_missing_in_the_second_pass_restores(place: tuple[str, str]) ->
     first.grad = None
     opt.second_step()
     assert unchanged(net, before) == [True] + [False] * (len(before) - 1)
-    assert first not in opt.state_dict()["state"] and "momentum_buffer" not in opt.state.get(first, {})
+    assert 0 not in opt.state_dict()["state"] and not opt.state.get(first)
 
 
-def test_no_gradient_at_all_in_the_second_pass_restores_everything(place: tuple[str, str]) -> None:
-    net, opt = start(place)
+@every_base
+def test_no_gradient_at_all_in_the_second_pass_restores_everything(base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, base=base)
     before = copies(net)
     backward(net)
     opt.first_step(zero_grad=True)
@@ -79,8 +92,9 @@ def test_gradients_only_in_the_second_pass_everywhere(kind: type[SAM], place: tu
     assert all(torch.allclose(p, w - 0.1 * x) for p, w, x in zip(net.parameters(), before, h, strict=True))
 
 
-def test_no_gradient_anywhere_is_a_no_op(place: tuple[str, str]) -> None:
-    net, opt = start(place)
+@every_base
+def test_no_gradient_anywhere_is_a_no_op(base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, base=base)
     before = copies(net)
     opt.first_step()
     opt.second_step()
@@ -89,8 +103,9 @@ def test_no_gradient_anywhere_is_a_no_op(place: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", [SAM, StableSAM])
-def test_zero_gradient_perturbs_nothing(kind: type[SAM], place: tuple[str, str]) -> None:
-    net, opt = start(place, kind)
+@every_base
+def test_zero_gradient_perturbs_nothing(kind: type[SAM], base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, kind, base)
     before = copies(net)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
@@ -102,11 +117,12 @@ def test_zero_gradient_perturbs_nothing(kind: type[SAM], place: tuple[str, str])
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("kind", [SAM, StableSAM])
-def test_bad_first_gradient_skips_the_step_on_the_device(kind: type[SAM], value: float, place: tuple[str, str]) -> None:
-    net, opt = start(place, kind)
-    clean_net, clean = start(place, kind)
+@every_base
+def test_bad_first_gradient_skips_the_step_on_the_device(kind: type[SAM], value: float, base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, kind, base)
+    clean_net, clean = start(place, kind, base)
     for stage in range(3):  # at the first step (no momentum yet), then after one
-        before, state = copies(net), {k: v["momentum_buffer"].clone() for k, v in opt.state_dict()["state"].items()}
+        before, state = copies(net), state_of(opt)
         backward(net)
         list(net.parameters())[1].grad.view(-1)[-1] = value
         opt.first_step(zero_grad=True)
@@ -114,8 +130,8 @@ def test_bad_first_gradient_skips_the_step_on_the_device(kind: type[SAM], value:
         backward(net)
         opt.second_step()
         assert all(unchanged(net, before)), "the step must be skipped"
-        after = opt.state_dict()["state"]
-        assert after.keys() == state.keys() and all(torch.equal(after[k]["momentum_buffer"], v) for k, v in state.items())
+        after = state_of(opt)
+        assert after.keys() == state.keys() and all(torch.equal(after[k][n], x) for k, entry in state.items() for n, x in entry.items())
         opt.step(closure_of(net, stage))
         clean.step(closure_of(clean_net, stage))
         assert all(unchanged(net, copies(clean_net))), "the next step must not remember the skipped one"
@@ -132,8 +148,9 @@ def test_bad_second_gradient_behaves_as_the_base_does(place: tuple[str, str]) ->
     assert finite == [i != 1 for i in range(len(finite))], "torch.optim.SGD would write this element and no other"
 
 
-def test_bad_second_gradient_skips_where_its_norm_is_at_hand(place: tuple[str, str]) -> None:
-    net, opt = start(place, StableSAM)
+@every_base
+def test_bad_second_gradient_skips_where_its_norm_is_at_hand(base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, StableSAM, base)
     before = copies(net)
     backward(net)
     opt.first_step(zero_grad=True)
@@ -158,8 +175,9 @@ def test_bad_first_gradient_with_any_base(base: str, place: tuple[str, str]) -> 
 
 
 @pytest.mark.parametrize("failing_call", [0, 1])
-def test_exception_in_the_closure_leaves_clean_weights(failing_call: int, place: tuple[str, str]) -> None:
-    net, opt = start(place)
+@every_base
+def test_exception_in_the_closure_leaves_clean_weights(failing_call: int, base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, base=base)
     before, calls = copies(net), []
 
     def closure() -> Tensor:
@@ -175,8 +193,9 @@ def test_exception_in_the_closure_leaves_clean_weights(failing_call: int, place:
     assert not any(unchanged(net, before))
 
 
-def test_perturbed_context_restores_on_every_way_out(place: tuple[str, str]) -> None:
-    net, opt = start(place)
+@every_base
+def test_perturbed_context_restores_on_every_way_out(base: str, place: tuple[str, str]) -> None:
+    net, opt = start(place, base=base)
     before = copies(net)
     backward(net)
     with pytest.raises(ZeroDivisionError), opt.perturbed(zero_grad=True):
