@@ -65,7 +65,9 @@ class Layout {
       PyObject* grad = PyObject_GetAttr(param, name_.ptr());
       if (!grad) throw py::error_already_set();
       PyList_SET_ITEM(grads.ptr(), Py_ssize_t(i), grad);  // takes the reference
-      if (reinterpret_cast<PyObject*>(Py_TYPE(grad)) != type_.ptr() || !see(grad, &x) || !kinds_[i].fits(x)) return py::none();
+      if (reinterpret_cast<PyObject*>(Py_TYPE(grad)) != type_.ptr() || !see(grad, &x) || !kinds_[i].fits(x) ||
+          negated(grad))
+        return py::none();
       to[i] = address(x);
     }
     return std::move(grads);
@@ -73,13 +75,25 @@ class Layout {
 
  private:
   bool see(PyObject* object, DLTensor* x) const {
-    if (view_(object, x) == 0) return true;
-    PyErr_Clear();
-    return false;
+    if (view_(object, x) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    if (x->data) return true;
+    for (int k = 0; k < x->ndim; ++k)
+      if (x->shape[k] == 0) return true;
+    return false;  // elements without memory: a tensor that is computed when asked
+  }
+
+  // Memory that holds minus the values; DLPack has no word for it.
+  bool negated(PyObject* grad) const {
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad, is_neg_.ptr()));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_True;
   }
 
   py::object type_;
-  py::str name_;
+  py::str name_, is_neg_{"is_neg"};
   View view_ = nullptr;
   std::vector<Kind> kinds_;
   std::vector<int64_t> addresses_;

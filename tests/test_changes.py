@@ -9,7 +9,8 @@ from problems import closure_of, model
 from torch import Tensor, nn
 
 from sam_kernels import compat
-from sam_kernels.optim import SAM, frozen_batchnorm
+from sam_kernels.ops import Combination
+from sam_kernels.optim import SAM, frozen_batchnorm, rules
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 
@@ -194,3 +195,83 @@ def test_state_may_be_a_new_dictionary() -> None:
     sgd.state = defaultdict(dict)
     step_both(ours, opt, theirs, sgd)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("between", [False, True])
+def test_a_parameter_resized_where_it_lies_is_noticed(backend: str, between: bool) -> None:
+    base, g = torch.ones(64, 4), torch.ones(64, 4)
+    p = nn.Parameter(base)
+    opt = SAM([p], "sgd", lr=0.1, backend=backend)
+    p.grad = g
+    opt.first_step(), opt.second_step()
+    if between:
+        opt.first_step()
+    p.data, p.grad = p.data[:1], g[:1]
+    if between:
+        with pytest.raises(RuntimeError, match="between the two passes"):
+            opt.second_step()
+    before = base.clone()
+    opt.first_step()
+    assert opt.grad_norm == 2
+    opt.second_step()
+    assert torch.equal(base[1:], before[1:]) and not torch.equal(base[:1], before[:1])
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("move", [lambda x: x.share_memory_(), lambda x: setattr(x, "data", x.data.clone())])
+def test_state_that_moves_is_followed(backend: str, move: Callable[[Tensor], object]) -> None:
+    ours, theirs = (torch.ones(3000, requires_grad=True) for _ in range(2))
+    opt, adam = SAM([ours], torch.optim.Adam, rho=0.0, lr=0.1, backend=backend), torch.optim.Adam([theirs], lr=0.1)
+    for step in range(4):
+        ours.grad, theirs.grad = torch.full_like(ours, 0.5), torch.full_like(theirs, 0.5)
+        opt.first_step(), opt.second_step(), adam.step()
+        if step == 1:
+            for x in opt.state[ours].values():
+                move(x)
+    assert torch.allclose(ours, theirs) and torch.allclose(opt.state[ours]["exp_avg"], adam.state[theirs]["exp_avg"])
+
+
+def test_swapped_buffers_are_swapped() -> None:
+    ours, opt, theirs, sgd = pair(momentum=0.9)
+    ours[1].data, theirs[1].data = torch.ones(3), torch.ones(3)
+    for scale in (1.0, 2.0):
+        for w in (ours, theirs):
+            w[0].grad, w[1].grad = torch.full((3,), scale), torch.full((3,), -scale)
+        opt.first_step(), opt.second_step(), sgd.step()
+    for o, w in ((opt, ours), (sgd, theirs)):
+        a, b = (o.state[p] for p in w)
+        a["momentum_buffer"], b["momentum_buffer"] = b["momentum_buffer"], a["momentum_buffer"]
+    opt.first_step(), opt.second_step(), sgd.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("make", [lambda: torch._efficientzerotensor(5), lambda: torch._neg_view(torch.ones(5))], ids=["zero", "negated"])
+def test_gradients_without_plain_memory(make: Callable[[], Tensor], backend: str) -> None:
+    w = torch.ones(5, requires_grad=True)
+    opt, expected = SAM([w], "sgd", lr=0.1, rho=0.0, backend=backend), 1 - 0.1 * make().clone()
+    for phase in (opt.first_step, opt.second_step):
+        w.grad = make()
+        phase()
+    assert torch.equal(w.detach(), expected)
+
+
+def test_a_kept_gradient_is_not_the_users_buffer() -> None:
+    p, buffer = torch.zeros(3, requires_grad=True), torch.zeros(3)
+    opt = SAM([p], "sgd", lr=1.0, descent=rules.Descent(Combination(u={"h": 0.5, "g": 0.5})))
+    for phase, values in ((opt.first_step, [1.0, 0, 0]), (opt.second_step, [0, 1.0, 0])):
+        buffer.copy_(torch.tensor(values))
+        p.grad = buffer
+        phase(zero_grad=True)
+    assert torch.equal(p.detach(), torch.tensor([-0.5, -0.5, 0.0]))
+
+
+def test_buffers_made_in_inference_mode_serve_after_it() -> None:
+    w = torch.ones(3, requires_grad=True)
+    opt = SAM([w], "adamw", lr=0.1, backend="reference")
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            for phase in (opt.first_step, opt.second_step):
+                w.grad = torch.ones(3)
+                phase()

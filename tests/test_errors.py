@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Callable[[Lists], Any], type[Exception], str]] = {
     "beta": (lambda x: descend(x, base="lion", m=x["m"], beta2=1.0), ValueError, r"beta2 is 1.0; expected a number in \[0, 1\)"),
     "eps": (lambda x: descend(x, base="adam", m=x["m"], v=x["q"], steps=torch.zeros(2), eps=-1.0), ValueError, "eps is -1.0"),
     "state_dtype": (lambda x: descend(x, momentum=0.9, m=[t.half() for t in x["m"]]), ValueError, "expected torch.float32"),
+    "ascent_eps": (lambda x: ascend(x, eps=-1.0), ValueError, "eps is -1.0; expected a finite number >= 0"),
     "phase": (lambda x: ascend(x, phase="both"), ValueError, "phase is 'both'; expected 'all', 'norm' or 'update'"),
     "no_stash": (lambda x: ascend_(x[W], x[G], None, rho=0.1), ValueError, "stash is None"),
     "no_q": (lambda x: ascend(x, direction=(1.0, -1.0)), ValueError, "q, which is None"),

@@ -54,7 +54,7 @@ def dtypes_of(backend: str, lists: str) -> list[torch.dtype]:
     """Every dtype of a backend, on the lists that can tell; the interpreter takes its time."""
     halves = (
         [torch.bfloat16, torch.float16]
-        if lists in ("small", "empties", "every_offset") or (backend, lists) == ("cpp", "chunk_edges")
+        if lists in ("small", "empties", "every_offset") or (backend, lists) in (("cpp", "chunk_edges"), ("cpp", "streamed"))
         else []
     )
     return {"reference": [torch.float32, *halves[:1]], "cpp": [torch.float32, torch.float64, *halves]}.get(
@@ -158,6 +158,8 @@ def test_ops_protect_memory_whoever_calls(backend: str) -> None:
         (lambda: ascend([], g), "stash is empty"),
         (lambda: ascend([torch.ones(3)], [torch.ones(2)]), "differs in dtype, size or device"),
         (lambda: ascend([torch.ones(3).half()], g), "differs in dtype, size or device"),
+        (lambda: ascend([torch.zeros(1).expand(3)], g), "not dense"),
+        (lambda: ascend([torch.zeros(6)[::2]], g), "not dense"),
         (lambda: descend("sgd", sgd, torch.zeros(6), 1), "a list that a norm needs is empty"),
         (lambda: descend("sgd", sgd, None, 4), "gram is needed"),
         (lambda: descend("sgd", [0.1, 0.9, 0.0, 0.0, 0.0, 0.0], torch.zeros(6), 0), "sgd with these options needs m"),
@@ -197,10 +199,13 @@ def test_versions(place: tuple[str, str]) -> None:
     assert w._version > before[0] and stash._version > before[1] and grad._version == before[2]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
-    version, buffer = w._version, torch.zeros_like(w).detach()
+    version, buffer, steps = w._version, torch.zeros_like(w).detach(), torch.zeros(1, device=device)
     held = buffer._version
-    ops.descend_([w], [grad], base="sgd", stash=[stash], lr=0.1, momentum=0.9, m=[buffer], backend=backend)
-    assert w._version > version and buffer._version > held
+    ops.descend_([w], [grad], base="sgd", stash=[stash], lr=0.1, momentum=0.9, m=[buffer], steps=steps, backend=backend)
+    assert w._version > version and buffer._version > held and steps._version > 0
+    sq_norm, gram = torch.zeros(1, device=device), torch.zeros(6, device=device)
+    ops.ascend_([w.detach()], [grad], [stash], rho=0.1, sq_norm=sq_norm, gram=gram, backend=backend)
+    assert sq_norm._version > 0 and gram._version > 0
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.id.endswith("-small")], ids=lambda case: f"{case.op}-{case.id}")

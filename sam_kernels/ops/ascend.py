@@ -122,6 +122,8 @@ def ascend_(
     columns: dict[str, Any] = {"rho": 0.0 if isinstance(rho, Tensor) else rho, "eta": eta, "adaptive": adaptive, "maximize": maximize}
     rows, groups = check_group(group, len(params), columns)
     hyper = hyper_table(groups, columns, nonnegative=("rho", "eta"))
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps is {eps}; expected a finite number >= 0")
     on_device = isinstance(direction, Tensor)
     factors = [1.0, 0.0] if on_device else [float(x) for x in direction]
     if (q is None and (ema or on_device or factors[1] != 0)) or (grads is None and (ema or on_device or factors[0] != 0)):
@@ -139,4 +141,5 @@ def ascend_(
         )  # fmt: skip
         if phase != "norm":
             torch.autograd.graph.increment_version([*params, *(stash or ()), *((q or ()) if ema else ())])
+        torch.autograd.graph.increment_version([x for x in (sq_norm, gram, q_steps) if x is not None])
     return sq_norm

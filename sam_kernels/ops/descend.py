@@ -147,7 +147,7 @@ def descend_(
         call(OP, backend, list(params), *lists, steps, gram, sq_norm, found_inf, loss_scale, lr_device, rows, table, base, flat,
              write_q, match_norm, float(max_norm), decay_at == "perturbed", needed, known)  # fmt: skip
         written = [*params, *(x for xs in lists[4:] for x in xs), *((q or ()) if write_q else ())]
-        torch.autograd.graph.increment_version(written)
+        torch.autograd.graph.increment_version(written + [x for x in (steps, gram) if x is not None])
 
 
 def restore_(params: Sequence[Tensor], stash: Sequence[Tensor], *, backend: str | None = None) -> None:

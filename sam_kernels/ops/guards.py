@@ -10,6 +10,7 @@ import torch
 
 from .bases import BASES, rows_of, states_used
 from .coefficients import entry_mask
+from .lists import is_dense, same_layout
 
 KEPT = frozenset(("q", "m", "v", "v_max"))  # lists that live from step to step, in the accumulation dtype
 Arguments = Mapping[str, Any]
@@ -26,6 +27,7 @@ def parallel(a: Arguments) -> None:
         for i, (x, y) in enumerate(zip(tensors, like, strict=True)):
             fits = x.numel() == y.numel() and x.device == y.device and x.dtype == dtype
             _require(fits, f"{name}[{i}] differs in dtype, size or device")
+            _require(is_dense(x) and same_layout(x, y), f"{name}[{i}] is not dense, or laid out in another way")
 
 
 def ascend(a: Arguments) -> None:

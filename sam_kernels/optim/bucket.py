@@ -57,7 +57,7 @@ class Bucket:
     def _remember(self) -> None:
         self.addresses = list(map(Tensor.data_ptr, self.params))
         self.strides = list(map(Tensor.stride, self.params))
-        self.sizes = list(map(Tensor.numel, self.params))
+        self.shapes = [p.shape for p in self.params]
         self.whole = Part(self, None)
         self._parts: dict[tuple[int, ...], Part] = {}
 
@@ -72,11 +72,11 @@ class Bucket:
         return self._parts[indices]
 
     def moved(self) -> bool:
-        """Whether a parameter has changed its storage, strides or dtype: the cheap questions first."""
+        """Whether a parameter has changed its storage, strides, dtype or shape: the cheap questions first."""
         return (
             self.addresses != list(map(Tensor.data_ptr, self.params))
             or self.strides != list(map(Tensor.stride, self.params))
-            or any(p.dtype is not self.dtype for p in self.params)
+            or any(p.dtype is not self.dtype or p.shape != shape for p, shape in zip(self.params, self.shapes, strict=True))
         )
 
     def fits(self) -> bool:
@@ -105,7 +105,7 @@ class Part:
         self._bucket, self.is_whole = ref(bucket), indices is None  # weak: memory goes with the optimizer, not with the next collection
         self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
-        self.rows, self.strides, self.sizes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.sizes)
+        self.rows, self.strides, self.shapes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.shapes)
         self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
         self._layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}

@@ -25,7 +25,7 @@ from .rules import Descent
 
 Group = dict[str, Any]
 Selection = list[tuple[Part, Row]]  # the parameters that have a gradient now, and their gradients
-_grad, _dtype = attrgetter("grad"), attrgetter("dtype")
+_grad = attrgetter("grad")
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,13 @@ def collect(buckets: list[Bucket], moved: Callable[[], None]) -> Selection:
 
 
 def _fit(grads: list[Tensor], part: Part) -> bool:
+    """What the compiled look asks of gradients, and that they have plain memory of their own."""
     try:
-        return set(map(type, grads)) <= {Tensor} and (
-            list(map(Tensor.stride, grads)) == part.strides
-            and list(map(Tensor.numel, grads)) == part.sizes
-            and set(map(_dtype, grads)) <= {part.bucket.dtype}
-        )
+        return set(map(type, grads)) <= {Tensor} and all(
+            g.stride() == stride and g.shape == shape and g.dtype == part.bucket.dtype and g.device == part.bucket.device
+            and (g.data_ptr() != 0 or not g.numel()) and not g.is_neg()
+            for g, stride, shape in zip(grads, part.strides, part.shapes, strict=True)
+        )  # fmt: skip
     except RuntimeError:  # sparse gradients have no strides
         return False
 
@@ -104,7 +105,8 @@ def _checked(p: Tensor, grad: Tensor) -> Tensor:
             f"{name} is {grad.dtype} on {grad.device} but its parameter of shape {tuple(p.shape)} is {p.dtype} on {p.device}; "
             "expected equal shape, dtype and device"
         )
-    return grad if same_layout(grad, p) else torch.empty_like(p).copy_(grad)
+    plain = same_layout(grad, p) and not grad.is_neg() and (grad.data_ptr() != 0 or not grad.numel())
+    return grad if plain else torch.empty_like(p, requires_grad=False).copy_(grad)  # also of what has no memory of its own
 
 
 # ---- launches
@@ -187,7 +189,8 @@ def restore(part: Part, backend: str | None) -> None:
     bucket = part.bucket
     if bucket.moved() and not bucket.fits():  # cast or laid out anew while perturbed: the clean values are right all the same
         for p, clean in zip(part.params, part.stash, strict=True):
-            p.copy_(clean)
+            if p.shape == clean.shape:  # one that was resized has no clean value any more
+                p.copy_(clean)
         return
     params = Row(part.params) if bucket.moved() else part.params
     implementation(descend.OP, bucket, backend)(

@@ -114,6 +114,11 @@ class SAM(SharedState):
             RuntimeError: the parameters are already perturbed.
             TypeError, ValueError: sparse or sharded gradients, invalid hyperparameters; nothing has been written.
         """
+        self._ascend(zero_grad, scaler)
+
+    @torch.no_grad()
+    def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False) -> None:
+        """``own``: nobody else writes the gradients once ``.grad`` lets go of them."""
         self._require_clean("first_step()")
         self._refresh_buckets()
         selection = self._collect()
@@ -128,7 +133,7 @@ class SAM(SharedState):
             direction = self.ascent.direction
             engine.ascend_all(selection, self._settings(), direction, scaled, self.normalize, self.perturb_eps)
             if self.descent.keeps_g(self.max_norm):
-                self._keep_gradients(selection, zero_grad)
+                self._keep_gradients(selection, own)
         self._phase = "perturbed" if selection else "empty"
         if zero_grad:
             self.zero_grad(set_to_none=True)
@@ -159,7 +164,7 @@ class SAM(SharedState):
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = closure()
-        self.first_step(zero_grad=True)
+        self._ascend(zero_grad=True, own=True)
         try:
             with torch.enable_grad(), frozen_batchnorm(self.model):
                 closure()
@@ -261,11 +266,11 @@ class SAM(SharedState):
                 for mine, other in zip((bucket.sq_norm, bucket.gram), (source.sq_norm, source.gram), strict=True):
                     mine.copy_(other)
 
-    def _keep_gradients(self, selection: engine.Selection, taken: bool) -> None:
+    def _keep_gradients(self, selection: engine.Selection, own: bool) -> None:
         for part, grads in selection:
             for i, grad in zip(part.indices, grads, strict=True):
-                own = taken and grad._base is None  # nobody else writes it once .grad lets go of it
-                part.bucket.grads[i] = grad if own else grad.clone(memory_format=torch.preserve_format)
+                taken = own and grad._base is None
+                part.bucket.grads[i] = grad if taken else grad.clone(memory_format=torch.preserve_format)
 
 
 def _rule(name: str, given: Any, kind: type, default: type | None = None) -> Any:

@@ -116,7 +116,8 @@ class SharedState(Optimizer):
                     params, rows = members.setdefault((p.device, p.dtype), ([], []))
                     params.append(p)
                     rows.append(row)
-            self._buckets = [Bucket(params, rows) for params, rows in members.values()]
+            with torch.inference_mode(False):  # buffers outlive the mode
+                self._buckets = [Bucket(params, rows) for params, rows in members.values()]
             self._membership = [list(group["params"]) for group in self.param_groups]
             if self._fused and self.state:  # a state that does not fit is refused before anything is perturbed
                 used = [names_of(self._fused, options_of(self._fused, group)) for group in self.param_groups]
@@ -183,6 +184,8 @@ def check_group(group: dict[str, Any]) -> None:
     for i, p in enumerate(group["params"]):
         if torch.nn.parameter.is_lazy(p):
             raise ValueError(f"params[{i}] is not initialized yet; run the model once before constructing the optimizer")
+        if p.is_neg():
+            raise TypeError(f"params[{i}] is a negated view; expected plain memory: use .resolve_neg()")
         if p.is_complex() or not p.is_floating_point():
             raise TypeError(f"params[{i}] is {p.dtype}; expected a real floating-point parameter")
         if p.layout != torch.strided or not is_dense(p):

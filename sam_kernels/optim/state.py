@@ -5,6 +5,7 @@ of the buffers, under the names of torch's own optimizers and only where an upda
 device, because whether a step was skipped is known only there.
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import is_
@@ -37,6 +38,8 @@ class StateBuffers:
 
     def adopt(self, state: State, base: str, used: Sequence[dict[str, str]], rows: Sequence[int], chosen: Sequence[int]) -> None:
         """Make the state of the ``chosen`` parameters views of the buffers; ``used``: what ``base`` uses in every group (``names_of``)."""
+        if any(row.addresses != array("q", list(map(Tensor.data_ptr, row))) for row in self.buffers.values()):
+            self.buffers, self._seen = {}, ()  # somebody has given the views other storage: they are foreign now, and copied
         seen = (base, used, chosen, list(map(id, state.values())))
         if self._seen == seen and all(all(map(is_, map(dict.get, entries, repeat(key)), views)) for key, entries, views in self._held):
             return
@@ -45,7 +48,10 @@ class StateBuffers:
             self._check(i, entry, used[rows[i]])
         for name in {name for names in used for name in names}:
             if name not in self.buffers:
-                self.buffers[name] = self._allocate(self.params, self._dtype)
+                with torch.inference_mode(False):  # they outlive the mode
+                    self.buffers[name] = self._allocate(self.params, self._dtype)
+        for i, entry in entries.items():
+            self._detach(i, entry, used[rows[i]])
         counted = BASES[base].counted
         changed = {i: self._adopt_one(i, entry, used[rows[i]], counted) for i, entry in entries.items()}
         if fresh := {i: count for i, count in changed.items() if count is not None}:
@@ -62,6 +68,13 @@ class StateBuffers:
             self._held.append((STEP, list(entries.values()), [self._counts[i] for i in entries]))
             self._keys[STEP] = STEP
         self._seen = (base, used, chosen, list(map(id, state.values())))
+
+    def _detach(self, i: int, entry: dict[str, Any], names: Mapping[str, str]) -> None:
+        """A view of our buffers at another parameter's place (entries swapped, say) is read before that place is written."""
+        for name, key in names.items():
+            view, old = self.buffers[name][i], entry.get(key)
+            if isinstance(old, Tensor) and old is not view and any(_shares(old, row[0]) for row in self.buffers.values()):
+                entry[key] = old.clone()
 
     def _adopt_one(self, i: int, entry: dict[str, Any], names: Mapping[str, str], counted: bool) -> Any:
         """Take over one entry; its count of updates where that changes."""
@@ -102,3 +115,7 @@ class StateBuffers:
                     del state[p][key]
             if not state[p]:
                 del state[p]
+
+
+def _shares(x: Tensor, y: Tensor) -> bool:
+    return x.device == y.device and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
