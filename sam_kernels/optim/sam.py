@@ -101,8 +101,6 @@ class SAM(SharedState):
 
     # ---- the two phases
 
-    @eager
-    @torch.no_grad()
     def first_step(self, zero_grad: bool = False, scaler: Any = None) -> None:
         """Perturb the parameters along their gradients and stash the clean values.
 
@@ -116,6 +114,7 @@ class SAM(SharedState):
         """
         self._ascend(zero_grad, scaler)
 
+    @eager
     @torch.no_grad()
     def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False) -> None:
         """``own``: nobody else writes the gradients once ``.grad`` lets go of them."""
