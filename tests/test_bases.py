@@ -237,6 +237,12 @@ def test_a_resized_parameter_needs_a_new_state() -> None:
 
 
 def test_adam_without_eps_meets_zero_gradients() -> None:
-    w, state = [torch.ones(3)], {name: [torch.zeros(3)] for name in ("m", "v")}
-    descend_(w, [torch.tensor([0.0, 1.0, -1.0])], base="adam", lr=0.1, eps=0.0, steps=torch.zeros(1), **state)
-    assert torch.allclose(w[0], torch.tensor([1.0, 0.9, 1.1]), rtol=1e-6)
+    def stepped(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        w, h = [torch.ones(3, dtype=dtype)], [torch.tensor([0.0, 1.0, -1.0], dtype=dtype)]
+        state = {name: [torch.zeros(3, dtype=dtype)] for name in ("m", "v")}
+        descend_(w, h, base="adam", lr=0.1, eps=0.0, steps=torch.zeros(1), backend=backend, **state)
+        return w
+
+    truth = [torch.tensor([1.0, 0.9, 1.1], dtype=torch.float64)]
+    assert_loop("reference", stepped(torch.float64, "reference"), truth)
+    assert_elementwise("cpp", stepped(torch.float32, "cpp"), stepped(torch.float32, "reference"), truth, torch.float32)

@@ -25,10 +25,8 @@ def scale_of(scaler: Any) -> Tensor | None:
     return scaler.scale(torch.ones((), dtype=torch.float32, device=scaler._scale.device))
 
 
-def set_first_scale(selection: Selection, scale: Tensor | None, direction: tuple[float, float]) -> None:
+def set_first_scale(selection: Selection, scale: Tensor, direction: tuple[float, float]) -> None:
     """The factors of the direction that turn scaled gradients into true ones, into every bucket."""
-    if scale is None:
-        return
     for part, _ in selection:
         factors = part.bucket.direction
         factors[0], factors[1] = direction[0] / scale.to(factors), direction[1]

@@ -105,7 +105,7 @@ class Part:
         self._bucket, self.is_whole = ref(bucket), indices is None  # weak: memory goes with the optimizer, not with the next collection
         self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
-        self.rows, self.strides, self.shapes = self.pick(bucket.rows), self.pick(bucket.strides), self.pick(bucket.shapes)
+        self.rows = self.pick(bucket.rows)
         self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
         self._layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}

@@ -75,26 +75,14 @@ def collect(buckets: list[Bucket], moved: Callable[[], None]) -> Selection:
             part = bucket.part(tuple(i for i, grad in enumerate(grads) if grad is not None))
             row = part.gradients()
             if row is None:
-                chosen = part.pick(grads)
-                row = Row(chosen if _fit(chosen, part) else map(_checked, part.params, chosen))
+                row = Row(map(_checked, part.params, part.pick(grads)))
         if row:
             selection.append((part, row))
     return selection
 
 
-def _fit(grads: list[Tensor], part: Part) -> bool:
-    """What the compiled look asks of gradients, and that they have plain memory of their own."""
-    try:
-        return set(map(type, grads)) <= {Tensor} and all(
-            g.stride() == stride and g.shape == shape and g.dtype == part.bucket.dtype and g.device == part.bucket.device
-            and (g.data_ptr() != 0 or not g.numel()) and not g.is_neg()
-            for g, stride, shape in zip(grads, part.strides, part.shapes, strict=True)
-        )  # fmt: skip
-    except RuntimeError:  # sparse gradients have no strides
-        return False
-
-
 def _checked(p: Tensor, grad: Tensor) -> Tensor:
+    """A gradient that pairs with its parameter element by element, in plain memory: itself or a copy."""
     name = f"a gradient of shape {tuple(grad.shape)}"
     if grad.layout != torch.strided:
         raise TypeError(f"{name} has layout {grad.layout}; expected dense: construct the layer with sparse=False")
@@ -187,12 +175,13 @@ def on(bucket: Bucket, flag: Tensor | None) -> Tensor | None:
 
 def restore(part: Part, backend: str | None) -> None:
     bucket = part.bucket
-    if bucket.moved() and not bucket.fits():  # cast or laid out anew while perturbed: the clean values are right all the same
+    moved = bucket.moved()
+    if moved and not bucket.fits():  # cast or laid out anew while perturbed: the clean values are right all the same
         for p, clean in zip(part.params, part.stash, strict=True):
             if p.shape == clean.shape:  # one that was resized has no clean value any more
                 p.copy_(clean)
         return
-    params = Row(part.params) if bucket.moved() else part.params
+    params = Row(part.params) if moved else part.params
     implementation(descend.OP, bucket, backend)(
         params, part.stash, [], [], [], [], [], [], None, None, None, None, None, None, part.rows, [], "none", _NO_COEFFICIENTS,
         False, False, inf, False, 0, 0,

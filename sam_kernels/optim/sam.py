@@ -126,10 +126,10 @@ class SAM(SharedState):
         self._first_scale = amp.scale_of(scaler)
         self._norms = selection[0][0].bucket if selection else self._norms
         if selection:
-            scaled = self._first_scale is not None
-            if scaled:
-                amp.set_first_scale(selection, self._first_scale, self.ascent.direction)
             direction = self.ascent.direction
+            if self._first_scale is not None:
+                amp.set_first_scale(selection, self._first_scale, direction)
+            scaled = self._first_scale is not None
             engine.ascend_all(selection, self._settings(), direction, scaled, self.normalize, self.perturb_eps)
             if self.descent.keeps_g(self.max_norm):
                 self._keep_gradients(selection, own)
