@@ -24,8 +24,8 @@ TORCH_TARGET = "0x020b000000000000"  # torch 2.11: the oldest torch that a build
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Icsrc"
 NVCC_FLAGS = "-std=c++17 -O3 -fmad=false --threads 2 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -lineinfo -Icsrc"
 LIBRARIES = {
-    "cpp": ("_cpu.so", ["csrc/cpu/*.cpp", "csrc/torch/bind_cpu.cpp"]),
-    "cuda": ("_cuda.so", ["csrc/cuda/*.cu", "csrc/torch/bind_cuda.cpp"]),
+    "cpp": ("_cpu.so", ["csrc/cpu/*.cpp", "csrc/torch/bind*_cpu.cpp"]),
+    "cuda": ("_cuda.so", ["csrc/cuda/*.cu", "csrc/torch/bind*_cuda.cpp"]),
     "rows": ("_rows" + sysconfig.get_config_var("EXT_SUFFIX"), ["csrc/rows.cpp"]),
     "info": ("_info" + sysconfig.get_config_var("EXT_SUFFIX"), ["csrc/info.cpp"]),
 }

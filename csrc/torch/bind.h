@@ -1,7 +1,7 @@
 // The three native ops, once for both devices: arguments -> structs -> Backend. A Backend has
 //   static constexpr int32_t chunk;
 //   static void run(const Args&, int64_t groups, const Tensor& workspace, int64_t device, int64_t stream);   for each Args struct
-// The schemas are defined in Python (sam_kernels/backends/native.py); only implementations are attached here. That the lists which the
+// The schemas are defined in Python (sam_kernels/backends/native/); only implementations are attached here. That the lists which the
 // options need are there is checked in sam_kernels/ops/guards.py, for all backends.
 #pragma once
 #include "checks.h"

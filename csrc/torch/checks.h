@@ -1,6 +1,6 @@
 // What crosses from Python as tensors -> the plain structs of the kernels. Torch stable ABI only.
 //
-// The lists of a call arrive as one int64 tensor of addresses and sizes, made and checked in sam_kernels/backends/native.py: a list
+// The lists of a call arrive as one int64 tensor of addresses and sizes, made and checked in sam_kernels/backends/native/: a list
 // of tensors through the dispatcher costs about 0.2 us per tensor, an address in a table nothing.
 #pragma once
 #include <torch/csrc/stable/library.h>

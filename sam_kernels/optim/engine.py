@@ -23,6 +23,7 @@ from .bucket import Bucket, Part
 from .options import ascent_table, descent_table
 from .rules import Descent
 
+STEP_OPS = (INNER_PRODUCTS, ascend.OP, descend.OP)
 Group = dict[str, Any]
 Selection = list[tuple[Part, Row]]  # the parameters that have a gradient now, and their gradients
 _grad = attrgetter("grad")

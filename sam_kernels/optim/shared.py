@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..ops.lists import accumulator, check_aliasing, is_dense
-from ..registry import OPS
 from . import engine
 from .bases import options_of
 from .bucket import Bucket
@@ -162,7 +161,7 @@ class SharedState(Optimizer):
         check_aliasing({"params": params}, {})
         if self.backend is not None:
             for device, dtype in {(p.device.type, p.dtype) for p in params}:
-                for op in OPS.values():
+                for op in engine.STEP_OPS:
                     op.named(self.backend, device, dtype)
 
     def _require_clean(self, what: str) -> None:

@@ -1,76 +1,32 @@
-"""The compiled backends ``cpp`` and ``cuda``: load the libraries, define their private ops, attach them to the public ones.
+"""The ops over lists of tensors, ``inner_products``, ``ascend_`` and ``descend_``.
 
 A native op takes the lists of a call as one table of sizes and addresses, made here and kept with the lists that an optimizer passes
-again and again (``ops.lists.Row``): from step to step only the addresses of new gradients are written into it. The CUDA stream is
-looked up here, never in C++, so that one CUDA-enabled build also loads beside CPU-only torch.
+again and again (``ops.lists.Row``): from step to step only the addresses of new gradients are written into it.
 """
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor
 
-from ..ops.guards import KEPT
-from ..ops.lists import Row, accumulator
-from ..registry import OPS, implement
+from ...ops.guards import KEPT
+from ...ops.lists import Row, accumulator
+from ...registry import OPS
+from .call import TAIL, native, tail
 
-_NATIVE = torch.library.Library("sam_kernels_native", "DEF")
-_TAIL = "Tensor(z!) workspace, int device, int stream) -> ()"
-_SCHEMAS = {  # a table instead of the lists; numbers that grow with the groups as tensors
-    "inner_products": "(Tensor table, float eta, Tensor(a!) gram, " + _TAIL,
+SCHEMAS = {  # a table instead of the lists; numbers that grow with the groups as tensors
+    "inner_products": "(Tensor table, float eta, Tensor(a!) gram, " + TAIL,
     "ascend_": "(Tensor table, Tensor(a!) sq_norm, Tensor(b!)? gram, Tensor(c!)? q_steps, Tensor? rho, Tensor? direction_device, "
-    "Tensor hyper, float[] direction, float[] ema, float eps, bool normalize, str phase, " + _TAIL,
+    "Tensor hyper, float[] direction, float[] ema, float eps, bool normalize, str phase, " + TAIL,
     "descend_": "(Tensor table, Tensor(a!)? steps, Tensor(b!)? gram, Tensor? sq_norm, Tensor? found_inf, Tensor? loss_scale, Tensor? lr, "
     "Tensor hyper, str base, Tensor coefficients, bool write_q, bool match_norm, float max_norm, bool decay_at_perturbed, int needed, "
-    "int given, " + _TAIL,
+    "int given, " + TAIL,
 }
 _OPERANDS = ("params", "stash", "h", "g", "q", "m", "v", "v_max")  # csrc/core/tensor_table.h
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_FLOATS = {"cpp": _DTYPES, "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-_DEVICE = {"cpp": "cpu", "cuda": "cuda"}
-_WORKSPACES: dict[tuple[int, int], list[Tensor]] = {}
-_NO_WORKSPACE = torch.empty(0, dtype=torch.uint8)
-
-
-def build_info() -> dict[str, str]:
-    """What setup.py built and why not, one line per library."""
-    try:
-        from .. import _build_info
-    except ImportError:
-        return {name: "not built (run `make setup` or `pip install .`)" for name in ("cpp", "cuda", "rows", "info")}
-    return dict(_build_info.LIBRARIES)
-
-
-def load() -> None:
-    """Attach every compiled library that is there; record the reason for every one that is not."""
-    for name, schema in _SCHEMAS.items():
-        _NATIVE.define(name + schema)
-    for backend, library in (("cpp", "_cpu"), ("cuda", "_cuda")):
-        why = _load_library(backend, Path(__file__).parent.parent / f"{library}.so")
-        if why is None and backend == "cuda" and not torch.cuda.is_available():
-            why = "built, but torch sees no CUDA GPU"
-        for op in OPS.values():
-            if why is not None:
-                op.missing[backend] = why
-        if why is None:
-            for name, function in (("inner_products", _inner_products), ("ascend_", _ascend), ("descend_", _descend)):
-                implement(name, backend, (_DEVICE[backend],), _FLOATS[backend])(function)
-
-
-def _load_library(backend: str, path: Path) -> str | None:
-    if not path.exists():
-        said = build_info()[backend]
-        return f"{path.name} is missing although it was built: build again" if said.startswith("built") else said
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        return f"{path.name} does not load: {error}"
-    return None
 
 
 # ---- tables
@@ -127,15 +83,11 @@ def _numbers(values: tuple[float, ...]) -> Tensor:
 # ---- the ops
 
 
-def _native(name: str) -> Callable[..., Any]:
-    return getattr(torch.ops.sam_kernels_native, name).default
-
-
 def _inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: list[Tensor], eta: float) -> Tensor:
     like = next(x[0] for x in (g, h, q) if x)
     gram = like.new_empty(6, dtype=accumulator(like.dtype))
     table = _table("inner_products", (weights, (), h, g, q, (), (), ()), None)
-    _native("inner_products")(table, eta, gram, *_tail(like, max(len(g), len(h), len(q))))
+    native("inner_products")(table, eta, gram, *tail(like, max(len(g), len(h), len(q))))
     return gram
 
 
@@ -153,8 +105,8 @@ def _ascend(
             )
         )
     table = _table("ascend_", (params, stash, (), grads, q, (), (), ()), group)
-    _native("ascend_")(table, sq_norm, gram, q_steps, rho, direction_device, _numbers(tuple(hyper)), direction, ema, eps, normalize, phase,
-                       *_tail(sq_norm, len(params)))  # fmt: skip
+    native("ascend_")(table, sq_norm, gram, q_steps, rho, direction_device, _numbers(tuple(hyper)), direction, ema, eps, normalize, phase,
+                       *tail(sq_norm, len(params)))  # fmt: skip
     return None
 
 
@@ -166,28 +118,9 @@ def _descend(
 ) -> None:  # fmt: skip
     if params:
         table = _table("descend_", (params, stash, h, g, q, m, v, v_max), group)
-        _native("descend_")(table, steps, gram, sq_norm, found_inf, loss_scale, lr, _numbers(tuple(hyper)), base,
+        native("descend_")(table, steps, gram, sq_norm, found_inf, loss_scale, lr, _numbers(tuple(hyper)), base,
                             _numbers(tuple(coefficients)), write_q, match_norm, max_norm, decay_at_perturbed, needed, given,
-                            *_tail(params[0], len(params)))  # fmt: skip
+                            *tail(params[0], len(params)))  # fmt: skip
 
 
-def _tail(like: Tensor, tensors: int) -> tuple[Tensor, int, int]:
-    if not like.is_cuda:
-        return _NO_WORKSPACE, 0, 0
-    device = like.get_device()
-    stream = torch.cuda.current_stream(device).cuda_stream
-    return _workspace(device, stream, tensors), device, stream
-
-
-def _workspace(device: int, stream: int, tensors: int) -> Tensor:
-    """Device memory that is zero before its first use; kernels leave their counters at zero. C++ refuses one that is too small.
-
-    Eager calls share one per device and stream. Under graph capture every call gets its own, zeroed by the graph itself, so that
-    graphs may be replayed side by side. Nothing is ever freed: a graph may still point to it.
-    """
-    needed = (1 << 19) + 256 * tensors
-    capturing = torch.cuda.is_current_stream_capturing()
-    kept = _WORKSPACES.setdefault((device, -1 if capturing else stream), [])
-    if capturing or not kept or kept[-1].numel() < needed:
-        kept.append(torch.zeros(2 * needed, dtype=torch.uint8, device=f"cuda:{device}"))
-    return kept[-1]
+FUNCTIONS = {"inner_products": _inner_products, "ascend_": _ascend, "descend_": _descend}

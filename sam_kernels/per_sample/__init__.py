@@ -1,0 +1,1 @@
+"""Norms of the gradient of every sample, in the ordinary backward pass."""
