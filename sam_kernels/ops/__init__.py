@@ -2,7 +2,20 @@
 
 from .ascend import ascend_
 from .coefficients import BASIS, GRAM, Combination
+from .conv_grad_norms import conv_grad_norms
 from .descend import descend_, restore_
 from .inner_products import inner_products, sq_norm
+from .linear_grad_norms import linear_grad_norms
 
-__all__ = ["BASIS", "GRAM", "Combination", "ascend_", "descend_", "inner_products", "restore_", "sq_norm"]
+__all__ = [
+    "BASIS",
+    "GRAM",
+    "Combination",
+    "ascend_",
+    "conv_grad_norms",
+    "descend_",
+    "inner_products",
+    "linear_grad_norms",
+    "restore_",
+    "sq_norm",
+]

@@ -61,6 +61,33 @@ def descend(a: Arguments) -> None:
             _require(a[name], f"{a['base']} with these options needs {name}")
 
 
+def linear_grad_norms(a: Arguments) -> None:
+    """Inputs and gradients of the same samples and positions."""
+    x, g = a["a"], a["g"]
+    _require(x.dim() == g.dim() == 3 and x.shape[:2] == g.shape[:2], "a and g must be [B, T, d] and [B, T, p]")
+    _alike(x, g)
+    _require(a["method"] in ("direct", "gram"), "unknown method")
+
+
+def conv_grad_norms(a: Arguments) -> None:
+    """The kernel must stay inside of the padded input, and the images must divide among the samples."""
+    x, g, dims = a["x"], a["g"], len(a["kernel"])
+    _alike(x, g)
+    _require(x.dim() == g.dim() == dims + 2 and 1 <= dims <= 3, "x and g must be [N, C, *spatial] and [N, O, *out] in 1 to 3 dimensions")
+    _require(len(a["stride"]) == len(a["dilation"]) == dims, "kernel, stride and dilation differ in length")
+    _require(min(*a["kernel"], *a["stride"], *a["dilation"], a["groups"]) > 0, "kernel, stride, dilation and groups must be positive")
+    _require(x.shape[1] % a["groups"] == 0 and g.shape[1] % a["groups"] == 0, "channels do not divide into the groups")
+    _require(len(x) == len(g) and (len(x) % a["samples"] == 0 if a["samples"] > 0 else len(x) == a["samples"]), "images do not divide")
+    for size, out, k, s, d in zip(x.shape[2:], g.shape[2:], a["kernel"], a["stride"], a["dilation"], strict=True):
+        _require(out > 0 and (out - 1) * s + (k - 1) * d < size, "the kernel leaves the input")
+    _require(a["method"] in ("direct", "gram", "pixel_gram"), "unknown method")
+    _require(a["method"] == "direct" or a["samples"] == len(x), "images that share a sample need the direct method")
+
+
+def _alike(x: torch.Tensor, y: torch.Tensor) -> None:
+    _require(x.dtype == y.dtype and x.device == y.device and x.is_floating_point(), "inputs and gradients differ in dtype or device")
+
+
 def _groups(a: Arguments, columns: int) -> None:
     rows = len(a["hyper"]) // columns if columns else 1
     _require(not columns or rows * columns == len(a["hyper"]), "hyper is not a whole number of rows")
