@@ -39,6 +39,17 @@ def windows(x: Tensor, out: Ints, kernel: Ints, stride: Ints, dilation: Ints) ->
     return x.as_strided((*x.shape[:2], *kernel, *out), (*x.stride()[:2], *taps, *moves), x.storage_offset())
 
 
+def weight_grad(x: Tensor, g: Tensor, kernel: Ints, stride: Ints, dilation: Ints, groups: int) -> Tensor:
+    """The weight gradient alone, by torch's own kernel. x may be larger than what the kernel reaches."""
+    for dim, (size, k, s, d) in enumerate(zip(g.shape[2:], kernel, stride, dilation, strict=True), 2):
+        x = x.narrow(dim, 0, (size - 1) * s + (k - 1) * d + 1)
+    like = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel))
+    dims = [0] * len(kernel)
+    grads = torch.ops.aten.convolution_backward(g, x, like, None, stride, dims, dilation, False, dims, groups, (False, True, False))
+    weight: Tensor = grads[1]
+    return weight
+
+
 def reference(
     x: Tensor, g: Tensor, samples: int, kernel: Ints, stride: Ints, dilation: Ints, groups: int, method: str, weight: bool, bias: bool,
     grads: bool,
