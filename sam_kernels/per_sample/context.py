@@ -156,8 +156,18 @@ class GradNorms:
             RuntimeError: not in the weighted form, before the backward, or an input of a layer was modified in place since.
             TypeError, ValueError: weights of another shape or kind. Nothing has been written.
         """
+        grads = self.weighted_gradients(weights)
+        for p in self._params.values():
+            grad = grads.get(p)
+            if accumulate and grad is not None and p.grad is not None:
+                p.grad += grad
+            elif grad is not None or not accumulate:
+                p.grad = grad
+
+    def weighted_gradients(self, weights: Tensor) -> dict[Tensor, Tensor]:
+        """What ``weighted_backward`` would write, parameter by parameter, without writing it."""
         if not self.weighted:
-            raise RuntimeError("weighted_backward() needs what only the weighted form keeps; pass weighted=True to grad_norms()")
+            raise RuntimeError("the weighted gradient needs what only the weighted form keeps; pass weighted=True to grad_norms()")
         if not isinstance(weights, Tensor) or not weights.is_floating_point():
             raise TypeError(
                 f"weights is {getattr(weights, 'dtype', type(weights).__name__)}; expected a floating-point tensor [{self.batch_size}]"
@@ -166,18 +176,12 @@ class GradNorms:
             raise ValueError(f"weights has shape {tuple(weights.shape)}; expected [{self.batch_size}], one per sample")
         if not weights.is_cuda and not bool(torch.isfinite(weights).all()):
             raise ValueError("weights has entries that are not finite; ops.gibbs_weights gives those samples 0")
-        grads = self._weighted(weights.detach())
-        for name, p in self._params.items():
-            grad = grads.get(name)
-            if accumulate and grad is not None and p.grad is not None:
-                p.grad += grad
-            elif grad is not None or not accumulate:
-                p.grad = grad
+        return self._weighted(weights.detach())
 
     @torch.no_grad()
-    def _weighted(self, weights: Tensor) -> dict[str, Tensor]:
-        """Parameter name -> weighted gradient."""
-        found: dict[str, Tensor] = {}
+    def _weighted(self, weights: Tensor) -> dict[Tensor, Tensor]:
+        """Parameter -> weighted gradient."""
+        found: dict[Tensor, Tensor] = {}
         for use in self._reached():
             assert use.keeper is not None and use.x is not None
             if use.x._version != use.version:
@@ -189,7 +193,7 @@ class GradNorms:
                 made = use.layer.weighted(_grad(use.keeper), use.x, c)
             for p, grad in zip((use.weight, use.bias), made, strict=True):
                 if p is not None and grad is not None:
-                    found[self._names[id(p)]] = grad.view(p.shape).to(p.dtype)
+                    found[p] = grad.view(p.shape).to(p.dtype)
         return found
 
     def explain(self) -> str:
