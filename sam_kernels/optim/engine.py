@@ -111,7 +111,7 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
         for (part, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
             b, stash = part.bucket, part.stash if phase != "norm" else []
             function(part.params, grads, stash, [], b.sq_norm, b.gram, None, rho, b.direction if on_device else None, part.rows, hyper,
-                     list(direction), [], eps, normalize, phase)  # fmt: skip
+                     list(direction), [], eps, normalize, phase, None, 0)  # fmt: skip
 
     buckets = [part.bucket for part, _ in selection]
     if len(buckets) > 1:
