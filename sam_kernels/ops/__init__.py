@@ -4,8 +4,10 @@ from .ascend import ascend_
 from .coefficients import BASIS, GRAM, Combination
 from .conv_grad_norms import conv_grad_norms
 from .descend import descend_, restore_
+from .embedding_grad_norms import embedding_grad_norms
 from .inner_products import inner_products, sq_norm
 from .linear_grad_norms import linear_grad_norms
+from .normalization_grads import normalization_grads
 
 __all__ = [
     "BASIS",
@@ -14,8 +16,10 @@ __all__ = [
     "ascend_",
     "conv_grad_norms",
     "descend_",
+    "embedding_grad_norms",
     "inner_products",
     "linear_grad_norms",
+    "normalization_grads",
     "restore_",
     "sq_norm",
 ]
