@@ -22,6 +22,7 @@ from ..registry import call, declare
 from . import guards
 from .linear_grad_norms import _check_method
 from .lists import accumulator
+from .sample_grads import windows
 
 SCHEMA = (
     "(Tensor x, Tensor g, int samples, int[] kernel, int[] stride, int[] dilation, int groups, str method, bool weight, bool bias, "
@@ -29,14 +30,6 @@ SCHEMA = (
 )
 METHODS = ("direct", "gram", "pixel_gram")
 Ints = Sequence[int]
-
-
-def windows(x: Tensor, out: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
-    """View ``[N, C, *kernel, *out]`` of x ``[N, C, *spatial]``: what every tap of the kernel sees."""
-    steps = x.stride()[2:]
-    taps = [s * d for s, d in zip(steps, dilation, strict=True)]
-    moves = [s * d for s, d in zip(steps, stride, strict=True)]
-    return x.as_strided((*x.shape[:2], *kernel, *out), (*x.stride()[:2], *taps, *moves), x.storage_offset())
 
 
 def weight_grad(x: Tensor, g: Tensor, kernel: Ints, stride: Ints, dilation: Ints, groups: int) -> Tensor:

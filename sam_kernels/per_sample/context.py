@@ -28,7 +28,7 @@ class Use:
     bias: Tensor | None
     sink: Tensor
     keeper: Tensor | None
-    x: Tensor | None  # kept in the weighted form
+    x: Tensor  # where the weighted form needs it
     version: int
 
 
@@ -73,13 +73,14 @@ class GradNorms:
             weight, bias = (cast(p, dtype) if call.low or x.is_cuda else p for p in (weight, bias))
             x = cast(x, dtype)  # type: ignore[assignment]
         try:
-            layer = call.make(self.batch_size, x, weight, (watched[0] is not None, watched[1] is not None), self.backend)
+            counts = (watched[0] is not None, watched[1] is not None)
+            layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         sink = torch.zeros(self.batch_size, dtype=layer.wide(x, weight), device=x.device, requires_grad=True)
         keeper = layer.keeper(x, weight) if self.weighted else None
-        kept = x.detach() if self.weighted else None
-        self._uses.append(Use(layer, name, watched[0], watched[1], sink, keeper, kept, x._version))
+        kept = x.detach() if self.weighted and layer.uses_x else x.new_empty(0)
+        self._uses.append(Use(layer, name, watched[0], watched[1], sink, keeper, kept, kept._version))
         y: Tensor = Instrumented.apply(layer, x, weight, bias, sink, keeper)
         return y
 
@@ -183,7 +184,7 @@ class GradNorms:
         """Parameter -> weighted gradient."""
         found: dict[Tensor, Tensor] = {}
         for use in self._reached():
-            assert use.keeper is not None and use.x is not None
+            assert use.keeper is not None
             if use.x._version != use.version:
                 raise RuntimeError(
                     f"{use.name}: its input was modified in place after the forward; the weighted gradient needs it as it was"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.embedding_grad_norms import OP
 from ..registry import call
-from .layers import Grads, Layer, Saved, Wants, scaled
+from .layers import Common, Grads, Layer, Saved, Wants, scaled
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,14 @@ class Embedding(Layer):
     padding_idx: int  # -1: none
 
     @classmethod
-    def of(
-        cls, samples: int, ids: Tensor, table: Tensor, counts: tuple[bool, bool], backend: str | None, padding_idx: int | None
-    ) -> Embedding:
-        if ids.dim() == 0 or len(ids) != samples:
+    def of(cls, ids: Tensor, table: Tensor, common: Common, padding_idx: int | None) -> Embedding:
+        if ids.dim() == 0 or len(ids) != common[0]:
             raise ValueError(
-                f"the ids of embedding() have shape {tuple(ids.shape)} and batch_size is {samples}; expected [B, ...]: what is looked up "
+                f"the ids of embedding() have shape {tuple(ids.shape)} and batch_size is {common[0]}; expected [B, ...]: what is looked up "
                 "once for all samples has no gradient per sample, so expand the ids (ids.expand(B, -1)) before the lookup"
             )
         padding = -1 if padding_idx is None else padding_idx % len(table)
-        return cls(samples, *counts, backend, len(table), padding)
+        return cls(*common, len(table), padding)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         assert weight is not None

@@ -18,13 +18,13 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from .conv import Conv
 from .embedding import Embedding
-from .layers import Layer
+from .layers import Common, Layer
 from .linear import Linear
 from .normalization import Normalization
 
 
 class Call(NamedTuple):
-    """What a handler makes of the arguments of a function; ``make`` is given samples, x, weight, counts and backend."""
+    """What a handler makes of the arguments of a function; ``make`` is given x, weight and the first fields of a layer."""
 
     x: Tensor
     weight: Tensor | None
@@ -39,7 +39,7 @@ POLICIES = ("error", "contribution", "frozen")
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(input, weight, bias, lambda b, x, w, counts, backend: Linear.of(b, x, w, counts, backend), low=True)
+    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), low=True)
 
 
 def _conv(
@@ -53,8 +53,8 @@ def _conv(
         if odd := [n for span in reversed(spans) for n in (0, span % 2)]:  # "same" with an even kernel: one more on the right
             prepare = (lambda x: F.pad(x, odd)) if any(odd) else None
 
-    def make(b: int, x: Tensor, w: Tensor, counts: tuple[bool, bool], backend: str | None) -> Layer:
-        return Conv.of(b, x, w, counts, backend, stride, padding, dilation, groups)
+    def make(x: Tensor, w: Tensor, common: Common) -> Layer:
+        return Conv.of(x, w, common, stride, padding, dilation, groups)
 
     return Call(input, weight, bias, make, low=True, prepare=prepare)
 
@@ -72,7 +72,7 @@ def _embedding(
     if max_norm is not None:
         with torch.no_grad():
             torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
-    return Call(input, weight, None, lambda b, x, w, counts, backend: Embedding.of(b, x, w, counts, backend, padding_idx))
+    return Call(input, weight, None, lambda x, w, common: Embedding.of(x, w, common, padding_idx))
 
 
 def _layer_norm(
@@ -88,7 +88,7 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 def _over_features(kind: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
     like = weight if weight is not None else bias
     width = 0 if like is None else like.numel()
-    return Call(input, weight, bias, lambda b, x, w, counts, backend: Normalization.over_features(kind, b, x, width, counts, backend, eps))
+    return Call(input, weight, bias, lambda x, w, common: Normalization.over_features(kind, x, width, common, eps))
 
 
 def _group_norm(
@@ -101,8 +101,8 @@ def _over_channels(
     kind: str, input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
     prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> Call:  # fmt: skip
-    def make(b: int, x: Tensor, w: Tensor, counts: tuple[bool, bool], backend: str | None) -> Layer:
-        return Normalization.over_channels(kind, b, x, groups, counts, backend, eps)
+    def make(x: Tensor, w: Tensor, common: Common) -> Layer:
+        return Normalization.over_channels(kind, x, groups, common, eps)
 
     return Call(input, weight, bias, make, prepare=prepare)
 

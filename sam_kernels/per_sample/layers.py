@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..ops.linear_grad_norms import OP as LINEAR
 from ..ops.lists import accumulator
+from ..registry import call
 
 Saved = tuple[Tensor, ...]
+Common = tuple[int, bool, bool, str | None, bool]  # the first fields of a layer
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Layer:
     weight: bool
     bias: bool
     backend: str | None
+    keeps: bool  # the weighted form: what ``weighted`` needs is kept, and no gradient is asked for in the backward
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         """The output, and what ``backward`` needs."""
@@ -70,8 +74,13 @@ class Layer:
         not count."""
         raise NotImplementedError
 
+    @property
+    def uses_x(self) -> bool:
+        """Whether ``weighted`` needs the input."""
+        return self.method != "keep"
+
     def costs(self) -> dict[str, float]:
-        """FLOPs for one sample by method; empty where there is no choice."""
+        """FLOPs for one sample by method, those of the weighted gradient included where it is to come; empty where there is no choice."""
         return {}
 
     @property
@@ -110,6 +119,26 @@ class Instrumented(torch.autograd.Function):
             grads = ctx.layer.backward(g, ctx.saved_tensors, Wants(x, weight, bias))
         dw, db = (d if d is None else d.view(shape) for d, shape in zip((grads.weight, grads.bias), ctx.shapes, strict=True))
         return None, grads.x, dw, db, grads.norms, grads.kept if keeper else None
+
+
+def row_norms(rows: Tensor, backend: str | None) -> Tensor:
+    """Squared norms of the rows: those of a linear layer with one position and a gradient of one."""
+    ones = rows.new_ones(len(rows), 1, 1)
+    norms: Tensor = call(LINEAR, backend, rows[:, None], ones, "gram", True, False, False)[0]
+    return norms
+
+
+def split(row: Tensor, weights: int, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias gradient out of one row."""
+    return row[:weights], row[weights:] if bias else None
+
+
+def may_keep(x: Tensor, products: int, operands: int) -> bool:
+    """Whether each sample's gradient of ``products`` elements may stand in for the ``operands`` elements that it is made of."""
+    return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
+
+
+_MOST = 2
 
 
 def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:

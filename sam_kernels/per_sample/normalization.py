@@ -14,7 +14,7 @@ from torch import Tensor
 from ..ops.lists import accumulator
 from ..ops.normalization_grads import OP
 from ..registry import call
-from .layers import Grads, Layer, Saved, Wants, empty_keeper, rows_per_sample
+from .layers import Common, Grads, Layer, Saved, Wants, empty_keeper, rows_per_sample
 
 Shape = tuple[int, int, int, int]
 
@@ -26,21 +26,17 @@ class Normalization(Layer):
     eps: float
 
     @classmethod
-    def over_features(
-        cls, kind: str, samples: int, x: Tensor, width: int, counts: tuple[bool, bool], backend: str | None, eps: float
-    ) -> Normalization:
+    def over_features(cls, kind: str, x: Tensor, width: int, common: Common, eps: float) -> Normalization:
         rows = x.numel() // width if width else 0
-        rows_per_sample(x, rows, samples, f"the input of {kind}_norm()")
-        return cls(samples, *counts, backend, kind, (rows, 1, width, 1), eps)
+        rows_per_sample(x, rows, common[0], f"the input of {kind}_norm()")
+        return cls(*common, kind, (rows, 1, width, 1), eps)
 
     @classmethod
-    def over_channels(
-        cls, kind: str, samples: int, x: Tensor, groups: int, counts: tuple[bool, bool], backend: str | None, eps: float
-    ) -> Normalization:
+    def over_channels(cls, kind: str, x: Tensor, groups: int, common: Common, eps: float) -> Normalization:
         n, channels = x.shape[:2]
-        rows_per_sample(x, n, samples, f"the input of {kind}_norm()")
+        rows_per_sample(x, n, common[0], f"the input of {kind}_norm()")
         positions = x.numel() // (n * channels) if n * channels else 0
-        return cls(samples, *counts, backend, kind, (n, groups, channels // groups, positions), eps)
+        return cls(*common, kind, (n, groups, channels // groups, positions), eps)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         n, groups, depth, positions = self.shape
@@ -90,6 +86,10 @@ class Normalization(Layer):
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:
         sums = (kept * c[:, None, None]).sum(0)
         return sums[0] if self.weight else None, sums[1] if self.bias else None
+
+    @property
+    def uses_x(self) -> bool:
+        return False
 
     def describe(self) -> str:
         n, groups, depth, positions = self.shape

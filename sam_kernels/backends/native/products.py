@@ -4,14 +4,15 @@ and C++ for the sums behind them. Neither B weight gradients nor the Gram matric
 With ``grads`` the direct method is almost free: the weight gradient is the sum of the products that it makes anyway.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ...ops.conv_grad_norms import weight_grad, windows
+from ...ops.conv_grad_norms import weight_grad
 from ...ops.lists import accumulator
+from ...ops.sample_grads import spans, windows
 from .call import native
 
 SCHEMAS = {
@@ -19,7 +20,6 @@ SCHEMAS = {
     "pixel_gram": "(Tensor r, Tensor k, Tensor(a!) out, int[] geometry) -> ()",
 }
 CPU_ONLY = ("linear_grad_norms", "conv_grad_norms")
-SCRATCH = 1 << 21  # bytes of products at a time: a few fit the second-level caches of the cores
 TILE = 64  # positions: Gram matrices are formed in tiles of this width, and of two mirrored tiles one
 Ints = Sequence[int]
 
@@ -32,12 +32,6 @@ def row_dots(x: Tensor, y: Tensor, rows: int) -> Tensor:
     out = x.new_empty(rows)
     native("row_dots")(x.contiguous(), y.contiguous(), out)
     return out
-
-
-def spans(samples: int, elements: int, itemsize: int) -> Iterator[slice]:
-    """The batch in pieces of at least one sample whose ``elements`` together fit the scratch."""
-    step = max(1, SCRATCH // max(1, elements * itemsize))
-    return (slice(begin, min(begin + step, samples)) for begin in range(0, samples, step))
 
 
 def direct(a: Operand, g: Operand, at: slice, rows: int, total: Tensor | None) -> Tensor:
