@@ -26,6 +26,7 @@ BASES = {"3Sgd": "sgd", "4Adam": "adam", "4Lion": "lion"}
 BUDGET = {  # kernel and base: (registers, {bytes: (vector loads, vector stores)} of fp32, the same of bf16 and fp16)
     "inner_products": (64, {16: (20, 0)}, {16: (12, 0), 8: (12, 0)}),
     "ascend": (80, {16: (32, 12)}, {16: (20, 8), 8: (12, 4)}),
+    "ascend_noise": (80, {16: (12, 8)}, {16: (6, 6), 8: (6, 4)}),
     "descend_sgd": (80, {16: (36, 12)}, {16: (16, 8), 8: (18, 4)}),
     "descend_adam": (128, {16: (50, 24)}, {16: (30, 20), 8: (24, 4)}),
     "descend_lion": (80, {16: (36, 12)}, {16: (16, 8), 8: (18, 4)}),
@@ -52,11 +53,12 @@ class Build:
 
 
 def instance(mangled: str) -> tuple[str, str]:
-    """Kernel with its base, and dtype, of an entry function."""
+    """Kernel with its base or variant, and dtype, of an entry function."""
     kernel = re.search(r"\d(inner_products|ascend|descend|fill)_kernel", mangled)
     base = re.search("|".join(BASES), mangled)
     dtype = re.search(rf"_kernelI(?:NS_)?({'|'.join(DTYPES)})", mangled)
-    return "_".join([kernel[1], *([BASES[base[0]]] if base else [])]), DTYPES[dtype[1]] if dtype else "none"
+    noise = ["noise"] if kernel[1] == "ascend" and "Lb1E" in mangled else []
+    return "_".join([kernel[1], *([BASES[base[0]]] if base else noise)]), DTYPES[dtype[1]] if dtype else "none"
 
 
 def parse_usage(log: str) -> dict[tuple[str, str, str], list[Usage]]:

@@ -2,7 +2,7 @@
 // kernel has nothing to add to them.
 #include "checks.h"
 #include "cpu/layers.h"
-#include "parallel.h"
+#include "parallel_for.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The sums of products of sample_products.cpp as torch ops; backends/native/products.py calls them on scratch that it owns.
 #include "checks.h"
 #include "cpu/sample_products.h"
-#include "parallel.h"
+#include "parallel_for.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
-// torch's own thread pool for the CPU kernels.
+// torch's thread pool as the ParallelFor of the CPU kernels.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
-#include <cstdint>
+#include "cpu/chunk_loop.h"
 
 namespace samk {
 
