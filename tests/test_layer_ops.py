@@ -18,6 +18,7 @@ from sam_kernels.ops import embedding_grad_norms, normalization_grads
 from sam_kernels.ops.lists import accumulator
 from sam_kernels.ops.normalization_grads import guard
 
+TESTED = ("normalization_grads", "embedding_grad_norms")
 Place = tuple[str, str]
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 HALVES = (torch.bfloat16, torch.float16)
@@ -211,7 +212,7 @@ def tokens(samples: int, length: int, words: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("samples", "length", "words", "d"),
-    [(3, 12, 5, 9), (2, 1, 4, 3), (1, 40, 1, 5), (2, 33, 1000, 1), (1, 130, 7, 20), (40, 3, 2, 2), (1, 6, 3, 1500)],
+    [(3, 12, 5, 9), (2, 1, 4, 3), (1, 40, 1, 5), (2, 33, 1000, 1), (1, 130, 7, 20), (33, 3, 2, 2), (1, 6, 3, 1500)],
 )
 def test_embedding(place: Place, samples: int, length: int, words: int, d: int) -> None:
     ids = tokens(samples, length, words)
@@ -258,7 +259,7 @@ def test_equal_bits(place: Place) -> None:
     ids, g = tokens(2, 90, 30), random(2, 90, 1100)
     threads, runs = torch.get_num_threads(), []
     try:
-        for count in (1, 1, 2, 3):
+        for count in (1, 1, 2, 3) if place[0] == "cpp" else (1, 1):
             torch.set_num_threads(count)
             norms = embedding_grad_norms(ids.to(place[1]), g.to(place[1]), backend=place[0])
             runs.append([norms, *(x for layer in given for x in run(place, layer))])
