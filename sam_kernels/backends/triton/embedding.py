@@ -22,7 +22,7 @@ from .tile import bits, widen
 CHUNK, ROWS, WIDEST = 64, 8, 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "padding"])
 def runs_kernel(
     g: tl.tensor, ids: tl.tensor, order: tl.tensor, ends: tl.tensor, partial: tl.tensor, length: tl.tensor, features: tl.tensor,
     padding: tl.tensor, CHUNK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,

@@ -22,10 +22,10 @@ from torch import Tensor
 from .tile import bits, narrow, widen
 
 MOST, PROGRAMS, LEAST = 8192, 1024, 16  # channels of a row in registers; programs aimed at; entries of a run, where there are enough
-TILE = 2048  # elements that a program holds of each operand
+TILE = 1024  # elements that a program holds of each operand, unless a row is longer: one 16-byte vector of a half type per thread
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["own", "run", "runs"])
 def rows_kernel(
     grad: tl.tensor, x: tl.tensor, mean: tl.tensor, rstd: tl.tensor, weight: tl.tensor, dx: tl.tensor, partial: tl.tensor, own: tl.tensor,
     run: tl.tensor, runs: tl.tensor, groups: tl.tensor, channels: tl.tensor, COUPLED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -97,7 +97,7 @@ def maps_kernel(
         w = widen(tl.load(weight + group * channels + channel, mask=channel < channels, other=0)) if weight is not None else 1.0
         sum_gx += tl.sum(w * of_scale)
         sum_g += tl.sum(w * of_shift)
-    size = channels.to(tl.float32) * positions
+    size = channels * 1.0 * positions
     pull, push = -r * r * (sum_gx / size), -r * (sum_g / size) if mean is not None else r * 0
     for c0 in range(0, channels, CHANNELS):
         channel = c0 + tl.arange(0, CHANNELS)
@@ -124,7 +124,7 @@ def normalization_grads(
         run = max(-(-own // max(1, PROGRAMS // (samples * groups))), LEAST)
         pieces = -(-own // run)
         partial = x.new_empty((samples, pieces, 2, groups * channels), dtype=torch.float32)
-        rows, warps = max(1, TILE // width), min(max(width // 512, 4), 16)
+        rows, warps = max(1, TILE // width), min(max(width // 256, 4), 16)
         rows_kernel[(samples * pieces * groups,)](
             *operands, partial, own, run, pieces, groups, channels, coupled, min(rows, triton.next_power_of_2(own)), width, num_warps=warps
         )
