@@ -1,50 +1,15 @@
-// The loops of normalization_grads over one block. Sums run in kLanes parallel accumulators that end in a tree: a fixed order that every
-// vector width follows. The accumulators are written as vectors, since gcc takes loops over lanes apart where they stand in a loop over
-// channels. x is centred before it is multiplied: with a large mean, sum g x - mean sum g would cancel.
+// The loops of normalization_grads over one block. x is centred before it is multiplied: with a large mean, sum g x - mean sum g would
+// cancel.
 #include "normalization_block.h"
 
-#include <cstring>
+#include "vectors.h"
 
 namespace samk {
 namespace {
 
-constexpr int kLanes = 16;
-
-template <class A, int kCount = kLanes>
-struct Vector {
-  typedef A type __attribute__((vector_size(kCount * sizeof(A))));
-};
-
-// Lane k and lane k + half, again and again.
-template <class A, int kCount = kLanes>
-SAMK_INLINE A tree(const typename Vector<A, kCount>::type& lanes) {
-  if constexpr (kCount > 2) {
-    typename Vector<A, kCount / 2>::type low, high;
-    std::memcpy(&low, &lanes, sizeof(low));
-    std::memcpy(&high, reinterpret_cast<const char*>(&lanes) + sizeof(low), sizeof(high));
-    low += high;
-    return tree<A, kCount / 2>(low);
-  } else {
-    return lanes[0] + lanes[1];
-  }
-}
-
-template <class V, class A>
-SAMK_INLINE void load(V& to, const A* from) {
-  std::memcpy(&to, from, sizeof(V));
-}
-
-// The last kLanes values before `end`, of which all but the last `fresh` are replaced by 0.
-template <class V, class A>
-SAMK_INLINE void load_last(V& to, const A* end, int64_t fresh) {
-  constexpr V lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  load(to, end - kLanes);
-  to = lane >= A(kLanes - fresh) ? to : V{};
-}
-
 template <class A>
 struct PairSums {
-  typename Vector<A>::type gx = {}, g = {};
+  Vector<A> gx = {}, g = {};
 
   SAMK_INLINE void add_to(PairSum<A>& sum) const {
     sum.gx += tree<A>(gx);
@@ -55,10 +20,10 @@ struct PairSums {
 template <int kCount, class A>
 SAMK_INLINE void row_sums(const A* const* x, const A* const* g, const RowBlock<A>& b, const Statistics<A>* s, A* scale, A* shift,
                           PairSum<A>* sums) {
-  using V = typename Vector<A>::type;
+  using V = Vector<A>;
   PairSums<A> lanes[kCount];
   int64_t i = 0;
-  for (; i + kLanes <= b.channels; i += kLanes) {
+  for (; i + kVector <= b.channels; i += kVector) {
     V w, to_scale, to_shift;
     load(w, b.weight + i), load(to_scale, scale + i), load(to_shift, shift + i);
     for (int r = 0; r < kCount; ++r) {
@@ -92,11 +57,11 @@ SAMK_INLINE void all_row_sums(const RowBlock<A>& b, const Statistics<A>* s, A* s
 
 template <bool kCoupled, class A>
 SAMK_INLINE void row_grads(const RowBlock<A>& b, const Statistics<A>* s) {
-  using V = typename Vector<A>::type;
+  using V = Vector<A>;
   for (int r = 0; r < b.rows; ++r) {
     const A *x = b.x[r], *g = b.g[r], *weight = b.weight, mean = s[r].mean, rstd = s[r].rstd, pull = s[r].pull, shift = s[r].shift;
     int64_t i = 0;
-    for (; i + kLanes <= b.channels; i += kLanes) {
+    for (; i + kVector <= b.channels; i += kVector) {
       V values, grads, w;
       load(values, x + i), load(grads, g + i), load(w, weight + i);
       const V dx = kCoupled ? w * rstd * grads + ((values - mean) * pull + shift) : w * rstd * grads;
@@ -108,19 +73,19 @@ SAMK_INLINE void row_grads(const RowBlock<A>& b, const Statistics<A>* s) {
 
 template <class A>
 SAMK_INLINE void position_sums(const PositionBlock<A>& b, A mean, PairSum<A>* sums) {
-  using V = typename Vector<A>::type;
+  using V = Vector<A>;
   for (int64_t c = 0; c < b.channels; ++c) {
     const A *x = b.x + c * b.length, *g = b.g + c * b.length;
     int64_t i = 0;
-    if (b.length >= kLanes) {
+    if (b.length >= kVector) {
       PairSums<A> lanes;
       V values, grads;
-      for (; i + kLanes <= b.length; i += kLanes) {
+      for (; i + kVector <= b.length; i += kVector) {
         load(values, x + i), load(grads, g + i);
         lanes.gx += grads * (values - mean);
         lanes.g += grads;
       }
-      load(values, x + b.length - kLanes), load_last(grads, g + b.length, b.length - i);
+      load(values, x + b.length - kVector), load_last(grads, g + b.length, b.length - i);
       lanes.gx += grads * (values - mean);
       lanes.g += grads;
       lanes.add_to(sums[c]);
@@ -144,16 +109,16 @@ SAMK_INLINE void position_grads(const PositionBlock<A>& b, const A* weight, cons
 
 }  // namespace
 
-#define SAMK_NORMALIZATION_CLONES(A)                                                                               \
-  SAMK_CLONES void sum_rows(const RowBlock<A>& b, const Statistics<A>* s, A* scale, A* shift, PairSum<A>* sums) {  \
-    all_row_sums(b, s, scale, shift, sums);                                                                        \
-  }                                                                                                                \
-  SAMK_CLONES void grad_rows(const RowBlock<A>& b, const Statistics<A>* s) {\
-    s[0].coupled ? row_grads<true>(b, s) : row_grads<false>(b, s); \
-  }                    \
+#define SAMK_NORMALIZATION_CLONES(A)                                                                                    \
+  SAMK_CLONES void sum_rows(const RowBlock<A>& b, const Statistics<A>* s, A* scale, A* shift, PairSum<A>* sums) {       \
+    all_row_sums(b, s, scale, shift, sums);                                                                             \
+  }                                                                                                                     \
+  SAMK_CLONES void grad_rows(const RowBlock<A>& b, const Statistics<A>* s) {                                            \
+    s[0].coupled ? row_grads<true>(b, s) : row_grads<false>(b, s);                                                      \
+  }                                                                                                                     \
   SAMK_CLONES void sum_positions(const PositionBlock<A>& b, A mean, PairSum<A>* sums) { position_sums(b, mean, sums); } \
-  SAMK_CLONES void grad_positions(const PositionBlock<A>& b, const A* weight, const Statistics<A>& s, A* dx) {     \
-    position_grads(b, weight, s, dx);                                                                              \
+  SAMK_CLONES void grad_positions(const PositionBlock<A>& b, const A* weight, const Statistics<A>& s, A* dx) {          \
+    position_grads(b, weight, s, dx);                                                                                   \
   }
 SAMK_NORMALIZATION_CLONES(float)
 SAMK_NORMALIZATION_CLONES(double)
