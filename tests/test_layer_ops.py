@@ -18,6 +18,7 @@ from sam_kernels.ops import embedding_grad_norms, normalization_grads
 from sam_kernels.ops.lists import accumulator
 from sam_kernels.ops.normalization_grads import guard
 
+TESTED = ("normalization_grads", "embedding_grad_norms")
 Place = tuple[str, str]
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 HALVES = (torch.bfloat16, torch.float16)
@@ -153,11 +154,11 @@ def test_normalization_of_any_shape(place: Place, samples: int, entries: int, gr
 @pytest.mark.parametrize("layer", [layer_norm(6, 96), group_norm(2, 6, 7, 9), instance_norm(3, 80)], ids=lambda layer: layer.name)
 def test_large_mean(place: Place, layer: Layer) -> None:
     """x is centred before it is multiplied. Against the reference in fp64 with the statistics that the op gets: rounding a mean of 100
-    to fp32 is not the op's error."""
+    to fp32 is not the op's error. Sums of g x less mean times sums of g would err by 4e-6 and more."""
     given = operands(layer, 2, torch.float32, mean=100.0)
     wide = {name: x.double() if isinstance(x, Tensor) else x for name, x in given.items()}
     for name, got, want in zip(("dx", "rows"), run(place, given), run(("reference", "cpu"), wide), strict=True):
-        close(name, got, want, 1e-5)
+        close(name, got, want, 1e-6)
     check(place, layer, given, bound=5e-5)
 
 
@@ -211,7 +212,7 @@ def tokens(samples: int, length: int, words: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("samples", "length", "words", "d"),
-    [(3, 12, 5, 9), (2, 1, 4, 3), (1, 40, 1, 5), (2, 33, 1000, 1), (1, 130, 7, 20), (40, 3, 2, 2), (1, 6, 3, 1500)],
+    [(3, 12, 5, 9), (2, 1, 4, 3), (1, 40, 1, 5), (2, 33, 1000, 1), (1, 130, 7, 20), (33, 3, 2, 2), (1, 6, 3, 1500)],
 )
 def test_embedding(place: Place, samples: int, length: int, words: int, d: int) -> None:
     ids = tokens(samples, length, words)
@@ -258,7 +259,7 @@ def test_equal_bits(place: Place) -> None:
     ids, g = tokens(2, 90, 30), random(2, 90, 1100)
     threads, runs = torch.get_num_threads(), []
     try:
-        for count in (1, 1, 2, 3):
+        for count in (1, 1, 2, 3) if place[0] == "cpp" else (1, 1):
             torch.set_num_threads(count)
             norms = embedding_grad_norms(ids.to(place[1]), g.to(place[1]), backend=place[0])
             runs.append([norms, *(x for layer in given for x in run(place, layer))])

@@ -33,7 +33,8 @@ void normalization_grads(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor
   args.entries = x.size(0), args.groups = x.size(1), args.channels = x.size(2), args.positions = x.size(3);
   args.samples = samples;
   args.coupled = coupled;
-  STD_TORCH_CHECK(samples >= 0 && (samples ? args.entries % samples : args.entries) == 0, args.entries, " entries of ", samples, " samples");
+  const bool whole = samples > 0 ? args.entries % samples == 0 : samples == 0 && args.entries == 0;
+  STD_TORCH_CHECK(whole, args.entries, " entries of ", samples, " samples");
   const ScalarType type = x.scalar_type(), wide = accumulator(args.dtype);
   const int64_t statistics = args.entries * args.groups, affine = args.groups * args.channels;
   args.x = data(x, x.numel(), type, "x");
