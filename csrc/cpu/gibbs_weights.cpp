@@ -18,10 +18,10 @@ SAMK_INLINE void look_at(const A* s, int64_t n, Facts<A>& facts) {
   constexpr int kLanes = 32;
   A largest[kLanes];
   for (A& x : largest) x = A(-INFINITY);
-  for (int64_t i = 0; i < n; ++i) {
-    A& lane = largest[i % kLanes];
-    lane = is_finite(s[i]) && s[i] > lane ? s[i] : lane;
-  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) largest[k] = is_finite(s[i + k]) && s[i + k] > largest[k] ? s[i + k] : largest[k];
+  for (; i < n; ++i) largest[0] = is_finite(s[i]) && s[i] > largest[0] ? s[i] : largest[0];
   for (A x : largest) facts.largest = x > facts.largest ? x : facts.largest;
   Lanes<A, 2> sums;
   sums.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) {
@@ -36,11 +36,12 @@ SAMK_INLINE void look_at(const A* s, int64_t n, Facts<A>& facts) {
 template <class A>
 SAMK_INLINE void weigh(const A* s, A* __restrict weights, int64_t n, const Gibbs<A>& by, double (&total)[2]) {
   const Gibbs<A> gibbs = by;
-  for (int64_t i = 0; i < n; ++i) weights[i] = gibbs.term(s[i]);
   Lanes<A, 2> sums;
   sums.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) {
-    out[0] = weights[i];
-    out[1] = weights[i] * weights[i];
+    const A e = gibbs.term(s[i]);
+    weights[i] = e;
+    out[0] = e;
+    out[1] = e * e;
   });
   for (int k = 0; k < 2; ++k) total[k] += sums.total(k);
 }

@@ -14,9 +14,7 @@ from torch import Tensor
 from ..registry import call, declare
 from .lists import accumulator
 
-SCHEMA = (
-    "(Tensor norms, float lam, Tensor? lam_device, bool relative) -> (Tensor weights, Tensor ess, Tensor log_partition, Tensor flag)"
-)
+SCHEMA = "(Tensor norms, float lam, Tensor? lam_device, bool relative) -> (Tensor weights, Tensor ess, Tensor log_partition, Tensor flag)"
 
 
 class Gibbs(NamedTuple):

@@ -26,6 +26,11 @@ ELEMENTS = {
 }  # fmt: skip
 
 
+def stored(x: torch.Tensor) -> torch.Tensor:
+    """x for a kernel that takes tensors and not a table: bf16 as its bits in the interpreter."""
+    return x.view(torch.uint16) if triton.knobs.runtime.interpret and x.dtype == torch.bfloat16 else x
+
+
 @triton.jit
 def locate(records: tl.tensor, tensor_of: tl.tensor, chunk: tl.tensor, T: tl.constexpr):
     """(tensor, its group, address of the chunk in every operand, its elements, whether it is full and aligned)."""
