@@ -2,7 +2,8 @@
 
 A kernel that the interpreter has taken over cannot be compiled, so the compilation runs in a process of its own. The budget of local
 memory is 0 bytes everywhere: these kernels hold no arrays, so any of it is a spill. A module ``aot_<topic>`` has ``variants()`` (name ->
-kernel and its compile-time arguments), ``TYPES`` of the others, ``ALIGNED`` ones, ``options()`` of the launch, and ``BUDGETS``.
+kernel, its compile-time arguments, and types of its own if any), ``TYPES`` of the others, ``ALIGNED`` ones, ``options()`` of the launch,
+and ``BUDGETS``.
 """
 
 import json
@@ -14,10 +15,12 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import aot_gibbs
+import aot_losses
 import aot_step
 import pytest
 
-MODULES = (aot_step,)
+MODULES = (aot_step, aot_losses, aot_gibbs)
 BUDGETS = {name: budget for module in MODULES for name, budget in module.BUDGETS.items()}
 ARCHITECTURES = (80, 90, 100)
 
@@ -30,8 +33,9 @@ def compile_all():
 
     measured = {}
     for module in MODULES:
-        for name, (kernel, fixed) in module.variants().items():
-            signature = {key: "constexpr" if key in fixed else module.TYPES.get(key, "*fp32") for key in kernel.arg_names}
+        for name, (kernel, fixed, *own) in module.variants().items():
+            types = {**module.TYPES, **(own[0] if own else {})}
+            signature = {key: "constexpr" if key in fixed else types.get(key, "*fp32") for key in kernel.arg_names}
             index = {key: (i,) for i, key in enumerate(kernel.arg_names)}
             hints = {index[key]: [["tt.divisibility", 16]] for key in kernel.arg_names if key in module.ALIGNED - set(fixed)}
             source = ASTSource(kernel, signature, {index[key]: value for key, value in fixed.items()}, hints)

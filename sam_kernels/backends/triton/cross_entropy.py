@@ -53,7 +53,7 @@ def loss_kernel(
             squared_weights += w * w
     mass = tl.sum(mass, 1)
     squares, spread = tl.sum(squares, 1), tl.sum(spread, 1)
-    many = classes.to(tl.float32) + tl.zeros_like(mass)
+    many = classes * 1.0 + tl.zeros_like(mass)
     if MODE == WEIGHTED:
         weighted, weights, squared_weights = tl.sum(weighted, 1), tl.sum(weights, 1), tl.sum(squared_weights, 1)
     else:
@@ -85,7 +85,7 @@ def gradient_kernel(
     value = (g * kept)[:, None] * term(log_p)
     of_target = kept
     if MODE != PLAIN:
-        a = tl.div_rn(smoothing, classes.to(tl.float32))
+        a = tl.div_rn(smoothing, classes * 1.0)
         share = (g * a)[:, None]
         value -= share * tl.load(weight + v, mask=v < classes, other=0) if MODE == WEIGHTED else share
         of_target = tl.fma(a, w_y, (1 - smoothing) * w_y)
@@ -97,10 +97,10 @@ def gradient_kernel(
 
 
 def _shape(classes: int, smoothing: float, weight: Tensor | None) -> tuple[int, int, int]:
-    """ROWS, BLOCK, MODE: two 16-byte vectors of fp32 logits per thread; twice as many where there are but two sums."""
+    """ROWS, BLOCK, MODE: four 16-byte vectors of fp32 logits per thread; half as many beside the six sums of class weights."""
     mode = 0 if smoothing == 0 else 1 if weight is None else 2
-    block = min(1024 if mode else 2048, max(16, triton.next_power_of_2(classes)))
-    return max(1, 1024 // block), block, mode
+    block = min(1024 if mode == 2 else 2048, max(16, triton.next_power_of_2(classes)))
+    return min(32, max(1, 1024 // block)), block, mode
 
 
 def cross_entropy_sample(logits: Tensor, target: Tensor, smoothing: float, ignore: int, weight: Tensor | None) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from .table import LAUNCH
 from .tile import stored, widen
 
 BLOCK = 2048
+OPTIONS = {**LAUNCH, "num_warps": 8}
 
 
 @triton.jit
@@ -47,12 +48,11 @@ def gibbs_kernel(norms, lam_device, weights, ess, log_partition, flag, count, la
     none = finite_all == 0
     if lam_device is not None:
         lam = tl.load(lam_device)
-    mean = 1.0
+    scale = tl.where(none, 0.0, lam)
     if RELATIVE:
-        mean = tl.where(none, 1.0, (tl.sum(total) / tl.maximum(finite_all, 1).to(tl.float64)).to(tl.float32))
-    scale = tl.div_rn(lam + top * 0, mean) if RELATIVE else lam
-    scale = tl.where(scale < float("inf"), scale, 3e38)
-    scale = tl.where(none | ~(mean > 0), 0.0, scale)
+        mean = (tl.sum(total) / tl.maximum(finite_all, 1).to(tl.float64)).to(tl.float32)
+        divided = tl.div_rn(scale, tl.where(mean > 0, mean, 1.0))
+        scale = tl.where(mean > 0, tl.where(divided < float("inf"), divided, 3e38), 0.0)
     scale = tl.where((lam >= 0) & (lam < float("inf")), scale, float("nan"))
     top, dropped = tl.where(none, 0.0, top), tl.where(none, 1.0, 0.0)
     e_sum, e_squares = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -77,6 +77,6 @@ def gibbs_weights(norms: Tensor, lam: float, lam_device: Tensor | None, relative
     ess, log_partition = (torch.zeros((), dtype=torch.float32, device=device) for _ in range(2))
     if count:
         gibbs_kernel[(1,)](
-            stored(norms), lam_device, weights, ess, log_partition, flag, count, lam, relative, BLOCK, **{**LAUNCH, "num_warps": 8}
+            stored(norms), lam_device, weights, ess, log_partition, flag, count, lam, relative, BLOCK, **OPTIONS
         )  # fmt: skip
     return weights, ess, log_partition, flag
