@@ -65,7 +65,7 @@ def instance(mangled: str) -> tuple[str, str]:
     base = re.search("|".join(BASES), mangled)
     dtype = re.search(rf"_kernelI(?:NS_)?({'|'.join(DTYPES)})", mangled)
     noise = ["noise"] if kernel[1] == "ascend" and "Lb1E" in mangled else []
-    rows = re.search(r"ELi(32|256)EL[ib](\d)EE", mangled)  # threads of a row, mode
+    rows = re.search(r"Li(32|256)EL[ib](\d)EE", mangled)  # threads of a row, mode
     variant = [BASES[base[0]]] if base else [{"32": "warp", "256": "block"}[rows[1]], rows[2]] if rows else noise
     return "_".join([kernel[1], *variant]), DTYPES[dtype[1]] if dtype else "none"
 
