@@ -19,8 +19,8 @@ FLAGS = ("steps", "q_steps", "found_inf", "loss_scale", "noise")
 
 
 def cast(kwargs: dict, dtype: torch.dtype, device: str, values: torch.dtype | None = None) -> dict:
-    """The same case elsewhere: lists in ``dtype``, state and accumulators in its accumulation dtype, counters, flags and states of noise as they
-    are, guard bands kept. Lists are rounded to ``values`` first, so that a case in fp64 can hold the numbers of one in bf16."""
+    """The same case elsewhere: lists in ``dtype``, state and accumulators in its accumulation dtype, counters, flags and states of noise
+    as they are, guard bands kept. Lists are rounded to ``values`` first, so that a case in fp64 can hold the numbers of one in bf16."""
 
     def one(name: str, x: torch.Tensor) -> torch.Tensor:
         to = x.dtype if name in FLAGS else dtype if name in LOW else accumulator(dtype)
@@ -123,9 +123,7 @@ def test_equal_bits_for_any_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            runs.append(
-                [run(case, "cpp", torch.float32) for case in CASES if case.id in ids]
-            )
+            runs.append([run(case, "cpp", torch.float32) for case in CASES if case.id in ids])
     finally:
         torch.set_num_threads(threads)
     for other in runs[1:]:
