@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sam_kernels.ops import gibbs_weights
 
+NEEDS = ("gibbs_weights",)
 INF, NAN = float("inf"), float("nan")
 SIZES = (1, 2, 7, 128, 2049, 40000)
 

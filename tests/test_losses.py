@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sam_kernels.ops import cross_entropy_sample
 
+NEEDS = ("cross_entropy_sample", "cross_entropy_sample_backward")
 INF, NAN = float("inf"), float("nan")
 SHAPES = {
     "one_class": (5, 1),
@@ -100,9 +101,10 @@ def test_digits_of_confident_samples(place, classes, square):
     loss, norm = torch.log1p(mass), (mass.square() + odds.square().sum(1)).sqrt() / (1 + mass)
     got = fused(logits.to(device), target.to(device), 0.0, None, torch.ones(8, device=device), backend)
     own = got[2].gather(1, target.to(device)[:, None])[:, 0]
+    ulps = 16 if backend == "reference" else 8  # an odds ratio of e^-x is rounded by x ulp / 2 in plain torch
     for name, a, b in (("loss", got[0], loss), ("norm", got[1], norm), ("gradient of the target", own, -mass / (1 + mass))):
         error = ((a.cpu().double() - b) / b).abs().max().item()
-        assert error <= 8 * torch.finfo(torch.float32).eps, f"{name}: relative error {error:.2e}"
+        assert error <= ulps * torch.finfo(torch.float32).eps, f"{name}: relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -13,7 +13,10 @@ __device__ __forceinline__ void put(T* to, const Acc<T> (&value)[M]) {
   Lanes<T, M> narrowed;
 #pragma unroll
   for (int j = 0; j < M; ++j) narrow(value[j], narrowed.lane[j]);
-  *reinterpret_cast<Vector<T, M>*>(to) = bit_cast<Vector<T, M>>(narrowed);
+  if constexpr (sizeof(narrowed) == 16)
+    *reinterpret_cast<uint4*>(to) = bit_cast<uint4>(narrowed);  // a struct of our own would be stored word by word here
+  else
+    *to = narrowed.lane[0];
 }
 
 template <class T, int kGroup, bool kByClass>
@@ -25,7 +28,13 @@ __global__ __launch_bounds__(kThreads, 6) void cross_entropy_backward_kernel(con
     const A* saved = static_cast<const A*>(args.statistics) + row * kRowStatistics;
     T* out = static_cast<T*>(args.out) + row * args.classes;
     const bool counts = args.valid(row) && !args.ignored(row);
-    const A top = saved[0], log_sum = saved[1], absent = no_loss<A>(args.ignored(row)).loss, grad = static_cast<const A*>(args.grad)[row];
+    if (!counts) {
+      T absent;
+      narrow(no_loss<A>(args.ignored(row)).loss, absent);
+      for (int64_t v = lane; v < args.classes; v += kGroup) out[v] = absent;
+      return;
+    }
+    const A top = saved[0], log_sum = saved[1], grad = static_cast<const A*>(args.grad)[row];
     const A c = grad * saved[2], share = smoothing != A(0) ? grad * (smoothing / classes) : A(0);
     walk_row<kGroup, 1>(logits, Span<T>(logits, out, args.classes), args.classes, lane, [&](int64_t v, const auto& z) {
       constexpr int M = std::extent<std::remove_reference_t<decltype(z)>>::value;
@@ -33,11 +42,10 @@ __global__ __launch_bounds__(kThreads, 6) void cross_entropy_backward_kernel(con
 #pragma unroll
       for (int j = 0; j < M; ++j) {
         const A smooth = kByClass ? share * weight[v + j] : share;
-        value[j] = counts ? fused(c, exp_term((z[j] - top) - log_sum), -smooth) : absent;
+        value[j] = fused(c, exp_term((z[j] - top) - log_sum), -smooth);
       }
       put(out + v, value);
     });
-    if (!counts) return;
     sync_group<kGroup>();
     if (lane != 0) return;
     const int64_t y = args.target[row];

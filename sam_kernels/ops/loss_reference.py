@@ -27,13 +27,13 @@ def forward(logits: Tensor, target: Tensor, smoothing: float, ignore: int, weigh
     z = logits.to(accumulator(logits.dtype))
     hot, ignored, wrong, t = _target_row(z, target, smoothing, ignore, weight)
     top = z.amax(1, keepdim=True)
-    z = z.masked_fill(~torch.isfinite(top), torch.nan)  # as torch has it
+    z = (z - top).masked_fill(~torch.isfinite(top), torch.nan)  # as torch has it
     others, own = torch.logsumexp(z.masked_fill(hot, -torch.inf), 1, keepdim=True), z[hot][:, None]
     gap = torch.where(own == -torch.inf, torch.inf, others - own)  # log of the odds against the target
     zero = torch.zeros_like(gap)
     nll, against = torch.logaddexp(zero, gap), torch.sigmoid(gap)  # -log p_y and 1 - p_y
-    log_sum = torch.logaddexp(others - top, own - top)
-    mass, log_p = t.sum(1, keepdim=True), torch.where(hot, -nll, z - top - log_sum)
+    log_sum = torch.logaddexp(others, own)
+    mass, log_p = t.sum(1, keepdim=True), torch.where(hot, -nll, z - log_sum)
     loss = -torch.where(t == 0, zero, t * log_p).sum(1)
     p_others = torch.where(others == -torch.inf, zero, against * torch.exp(z - others))
     t_y = t[hot][:, None]

@@ -35,11 +35,8 @@ def _cross_entropy_backward(
 
 def _gibbs_weights(norms: Tensor, lam: float, lam_device: Tensor | None, relative: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulator(norms.dtype)
-    weights, ess, log_partition = (
-        norms.new_empty(len(norms), dtype=dtype),
-        norms.new_empty((), dtype=dtype),
-        norms.new_empty((), dtype=dtype),
-    )
+    weights = norms.new_empty(len(norms), dtype=dtype)
+    ess, log_partition = (norms.new_empty((), dtype=dtype) for _ in range(2))
     flag = norms.new_empty((), dtype=torch.int32)
     native("gibbs_weights")(norms, lam, lam_device, relative, weights, ess, log_partition, flag, *tail(norms, 0))
     return weights, ess, log_partition, flag
