@@ -35,10 +35,10 @@ BUDGET = {  # kernel and base: (registers, {bytes: (vector loads, vector stores)
 }
 # A warp or a block per row; without smoothing, with it, with class weights: (registers, vectors of fp32, of bf16 and fp16)
 for group in ("warp", "block"):
-    for mode, registers in enumerate((48, 64, 64)):
+    for mode, registers in enumerate((56, 64, 80)):
         BUDGET[f"cross_entropy_{group}_{mode}"] = (registers, {16: (5, 0)}, {16: (3, 0)})
-    for by_class in range(2):
-        BUDGET[f"cross_entropy_backward_{group}_{by_class}"] = (40, {16: (1, 1)}, {16: (1, 1)})
+    for by_class, registers in enumerate((40, 48)):
+        BUDGET[f"cross_entropy_backward_{group}_{by_class}"] = (registers, {16: (1, 1)}, {16: (1, 1)})
 INSTANCES = [(kernel, dtype) for kernel in BUDGET for dtype in (DTYPES.values() if kernel != "fill" else ["none"])]
 WIDTH = {16: r"v4\.[ubf]32", 8: r"(?:v2\.[ubf]32|v4\.[ubf]16|[ub]64)"}
 

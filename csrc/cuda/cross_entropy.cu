@@ -84,7 +84,7 @@ __device__ __forceinline__ void gather(RowSums<A, kMode>& sums) {
 }
 
 template <class T, int kGroup, int kMode>
-__global__ __launch_bounds__(kThreads, 4) void cross_entropy_kernel(const __grid_constant__ CrossEntropyArgs args) {
+__global__ __launch_bounds__(kThreads, kMode == kWeighted ? 3 : 4) void cross_entropy_kernel(const __grid_constant__ CrossEntropyArgs args) {
   using A = Acc<T>;
   const A* weight = static_cast<const A*>(args.weight);
   for_each_row<kGroup>(args.rows, [&](int64_t row, int lane) {

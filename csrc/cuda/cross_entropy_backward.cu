@@ -14,13 +14,13 @@ __device__ __forceinline__ void put(T* to, const Acc<T> (&value)[M]) {
 #pragma unroll
   for (int j = 0; j < M; ++j) narrow(value[j], narrowed.lane[j]);
   if constexpr (sizeof(narrowed) == 16)
-    *reinterpret_cast<uint4*>(to) = bit_cast<uint4>(narrowed);  // a struct of our own would be stored word by word here
+    __stcg(reinterpret_cast<uint4*>(to), bit_cast<uint4>(narrowed));  // an assignment is taken apart into words
   else
     *to = narrowed.lane[0];
 }
 
 template <class T, int kGroup, bool kByClass>
-__global__ __launch_bounds__(kThreads, 6) void cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyArgs args) {
+__global__ __launch_bounds__(kThreads, kByClass ? 5 : 6) void cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyArgs args) {
   using A = Acc<T>;
   const A smoothing = A(args.smoothing), classes = A(args.classes), *weight = static_cast<const A*>(args.weight);
   for_each_row<kGroup>(args.rows, [&](int64_t row, int lane) {
