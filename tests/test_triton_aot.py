@@ -15,11 +15,13 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import aot_gibbs
 import aot_layers
+import aot_losses
 import aot_step
 import pytest
 
-MODULES = (aot_step, aot_layers)
+MODULES = (aot_step, aot_layers, aot_losses, aot_gibbs)
 BUDGETS = {name: budget for module in MODULES for name, budget in module.BUDGETS.items()}
 ARCHITECTURES = (80, 90, 100)
 

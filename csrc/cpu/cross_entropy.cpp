@@ -66,7 +66,9 @@ class Pass {
     if (kMode != kPlain) {
       Scratch<T> room;
       const A origin = spread_origin(tile.z_y[r]);
-      for_each_block(n, kRowBlock, [&](int64_t v, int64_t size) { add_spread(widened(row.logits + v, size, room), offset(w_, v), size, origin, sums); });
+      for_each_block(n, kRowBlock, [&](int64_t v, int64_t size) {
+        add_spread(widened(row.logits + v, size, room), offset(w_, v), size, origin, sums);
+      });
       tile.sum[kSpread][r] = A(sums.spread.total(0));
     }
     tile.m[r] = sums.m;

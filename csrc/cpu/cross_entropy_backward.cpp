@@ -53,7 +53,8 @@ class Pass {
     Scratch<T> room;
     alignas(64) A block[kRowBlock];
     for_each_block(args_.classes, kRowBlock, [&](int64_t v, int64_t n) {
-      gradient_row({widened(logits + v, n, room), offset(smoothed_weight(), v), block, n, saved[0], saved[1], grad(row) * saved[2], share(row)});
+      gradient_row({widened(logits + v, n, room), offset(smoothed_weight(), v), block, n, saved[0], saved[1], grad(row) * saved[2],
+                    share(row)});
       narrowed(block, out + v, n, stream_);
     });
     finish(row);
@@ -69,7 +70,8 @@ class Pass {
       return;
     }
     const Row<T> here = row_of<T>(args_, row);
-    narrow(grad(row) * target_gradient(A(widen(here.logits[here.y])), w_ ? w_[here.y] : A(1), statistics(row), smoothing_, classes_), out[here.y]);
+    const A z_y = widen(here.logits[here.y]), w_y = w_ ? w_[here.y] : A(1);
+    narrow(grad(row) * target_gradient(z_y, w_y, statistics(row), smoothing_, classes_), out[here.y]);
   }
 
   const CrossEntropyArgs& args_;

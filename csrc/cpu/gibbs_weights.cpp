@@ -18,16 +18,16 @@ SAMK_INLINE void look_at(const A* s, int64_t n, Facts<A>& facts) {
   constexpr int kLanes = 32;
   A largest[kLanes];
   for (A& x : largest) x = A(-INFINITY);
-  for (int64_t i = 0; i < n; ++i) {
-    A& lane = largest[i % kLanes];
-    lane = is_finite(s[i]) && s[i] > lane ? s[i] : lane;
-  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) largest[k] = is_finite(s[i + k]) && s[i + k] > largest[k] ? s[i + k] : largest[k];
+  for (; i < n; ++i) largest[0] = is_finite(s[i]) && s[i] > largest[0] ? s[i] : largest[0];
   for (A x : largest) facts.largest = x > facts.largest ? x : facts.largest;
-  Lanes<A, 2> sums;
-  sums.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) {
+  Lanes<double, 2> sums;  // norms may be so large that fp32 does not hold their sum
+  sums.add(n, [=](int64_t i, double* out) __attribute__((always_inline)) {
     const bool finite = is_finite(s[i]);
-    out[0] = finite ? s[i] : A(0);
-    out[1] = finite ? A(1) : A(0);
+    out[0] = finite ? double(s[i]) : 0.0;
+    out[1] = finite ? 1.0 : 0.0;
   });
   facts.sum += sums.total(0);
   facts.count += sums.total(1);
@@ -36,11 +36,12 @@ SAMK_INLINE void look_at(const A* s, int64_t n, Facts<A>& facts) {
 template <class A>
 SAMK_INLINE void weigh(const A* s, A* __restrict weights, int64_t n, const Gibbs<A>& by, double (&total)[2]) {
   const Gibbs<A> gibbs = by;
-  for (int64_t i = 0; i < n; ++i) weights[i] = gibbs.term(s[i]);
   Lanes<A, 2> sums;
   sums.add(n, [=](int64_t i, A* out) __attribute__((always_inline)) {
-    out[0] = weights[i];
-    out[1] = weights[i] * weights[i];
+    const A e = gibbs.term(s[i]);
+    weights[i] = e;
+    out[0] = e;
+    out[1] = e * e;
   });
   for (int k = 0; k < 2; ++k) total[k] += sums.total(k);
 }
@@ -80,7 +81,9 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
   std::vector<Facts<A>> facts(chunks);
   for_each_range(args.count, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
     Scratch<T> room;
-    for_each_block(end - begin, kStep<T>, [&](int64_t i, int64_t n) { facts_of(widened(norms + begin + i, n, room), n, facts[size_t(chunk)]); });
+    for_each_block(end - begin, kStep<T>, [&](int64_t i, int64_t n) {
+      facts_of(widened(norms + begin + i, n, room), n, facts[size_t(chunk)]);
+    });
   });
   Facts<A> all;
   for (const Facts<A>& part : facts) all = {std::max(all.largest, part.largest), all.count + part.count, all.sum + part.sum};
@@ -99,7 +102,8 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
   double total[2] = {};
   for (const Sums& part : partial)
     for (int k = 0; k < 2; ++k) total[k] += part.of[k];
-  for_each_range(args.count, parallel_for, [&](int64_t, int64_t begin, int64_t end) { scale_by(weights + begin, end - begin, A(1 / total[0])); });
+  const A factor = A(1 / total[0]);
+  for_each_range(args.count, parallel_for, [&](int64_t, int64_t begin, int64_t end) { scale_by(weights + begin, end - begin, factor); });
   *static_cast<A*>(args.ess) = A(args.count ? total[0] * total[0] / total[1] : 0);
   *static_cast<A*>(args.log_partition) = args.count ? gibbs.log_partition(A(total[0])) : A(0);
   *args.flag = all.count == double(args.count) ? 0 : all.count > 0 ? 1 : 2;

@@ -17,7 +17,9 @@ constexpr int64_t kNarrow = 64;          // rows of at most so many logits are t
 constexpr int64_t kRowBlock = kBlock;    // logits of a longer row at a time
 
 // Rows of a tile: all of them where rows are short, one where a row is work enough for a task.
-inline int64_t tile_rows(int64_t classes) { return std::max<int64_t>(1, std::min<int64_t>(kTileRows, kCpuChunk / std::max<int64_t>(classes, 1))); }
+inline int64_t tile_rows(int64_t classes) {
+  return std::max<int64_t>(1, std::min<int64_t>(kTileRows, kCpuChunk / std::max<int64_t>(classes, 1)));
+}
 
 // body(first row, rows) for every tile, in parallel. What a row becomes does not depend on its tile.
 template <class Body>
