@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...registry import OPS, implement
 
-NAMES = ("inner_products", "ascend_", "descend_", "linear_grad_norms")
+NAMES = ("inner_products", "ascend_", "descend_", "linear_grad_norms", "conv_grad_norms")
 
 
 def interpreted() -> bool:
@@ -41,7 +41,7 @@ def register() -> None:
         for name in NAMES:
             OPS[name].missing["triton"] = why
         return
-    from . import ascend, descend, inner_products, linear_grad_norms
+    from . import ascend, conv_grad_norms, descend, inner_products, linear_grad_norms
 
     devices = ("cpu",) if interpreted() else ("cuda",)
     functions: tuple[Callable[..., Any], ...] = (
@@ -49,6 +49,7 @@ def register() -> None:
         ascend.ascend_,
         descend.descend_,
         linear_grad_norms.linear_grad_norms,
+        conv_grad_norms.conv_grad_norms,
     )
     for name, function in zip(NAMES, functions, strict=True):
         implement(name, "triton", devices, (torch.float32, torch.bfloat16, torch.float16))(_on_its_device(function))
