@@ -11,7 +11,8 @@ from .sample_norms import direct_kernel, gram_kernel, product_kernel
 
 
 class Tile(NamedTuple):
-    bytes: int  # what is summed over at a time, of a row of the Gram method or a column of the direct one
+    gram: int  # bytes of a row that the Gram method sums over at a time
+    direct: int  # and of a column, in the direct one
     warps: int
     stages: int
 
@@ -29,8 +30,8 @@ class Problem(NamedTuple):
 # (tensor cores, longest edge) -> tile, from registers and shared memory, not from time: on tensor cores three stages of two 128-row
 # operands are 96 KB, which every GPU since sm_80 has; without them (fp32 at full precision) operands and sums share the registers.
 TILES = {
-    (True, 16): Tile(256, 4, 4), (True, 32): Tile(256, 4, 4), (True, 64): Tile(128, 4, 4), (True, 128): Tile(128, 8, 3),
-    (False, 16): Tile(128, 4, 3), (False, 32): Tile(64, 4, 3), (False, 64): Tile(64, 8, 3),
+    (True, 16): Tile(256, 128, 4, 4), (True, 32): Tile(256, 128, 4, 4), (True, 64): Tile(128, 128, 4, 4), (True, 128): Tile(128, 128, 8, 3),
+    (False, 16): Tile(128, 128, 4, 3), (False, 32): Tile(64, 64, 4, 3), (False, 64): Tile(64, 64, 8, 3),
 }  # fmt: skip
 LONG = 1 << 31
 
@@ -61,33 +62,49 @@ def norms_and_bias(
 
 def squared_norms(problem: Problem, method: str, bias: bool) -> Tensor:
     """``[samples]``: the sum over groups of ``|G^T A|^2``; ``bias`` adds ``|sum_t g_t|^2``, which the direct method cannot for T > 1."""
+    a, g = problem.a, problem.g
+    radices = {f"{name}_{part}": getattr(m, part.lower()).radices for name, m in (("A", a), ("G", g)) for part in ("ROWS", "COLUMNS")}
+    common: dict[str, Any] = {**radices, "WIDE": _wide(a) or _wide(g)}
+    if problem.T == 1:
+        partials = _product(problem, bias, common)
+    else:
+        cores, common["PRECISION"] = _precision(a.tensor)
+        partials = _direct(problem, cores, common) if method == "direct" else _gram(problem, bias, cores, common)
+    return partials.sum(1) if partials.shape[1] > 1 else partials.view(-1)
+
+
+def _product(problem: Problem, bias: bool, common: dict[str, Any]) -> Tensor:
+    a, g, samples, groups, _, d, p = problem
+    partials = _partials(problem, groups)
+    product_kernel[(samples * groups,)](
+        a.tensor, g.tensor, partials, a.strides, g.strides, groups, d, p, BIAS=bias, BLOCK_K=1024, num_warps=4, **common
+    )
+    return partials
+
+
+def _direct(problem: Problem, cores: bool, common: dict[str, Any]) -> Tensor:
+    a, g, _, groups, T, d, p = problem
+    block_d, block_p = edge_of(d, cores), 1 if p == 1 else edge_of(p, cores)
+    tile = TILES[cores, max(block_d, block_p)]
+    block_t = min(_depth(tile.direct, problem), max(16, _power(T)))
+    partials = _partials(problem, groups * -(-d // block_d) * -(-p // block_p))
+    direct_kernel[(partials.numel(),)](
+        a.tensor, g.tensor, partials, a.strides, g.strides, groups, T, d, p, BLOCK_T=block_t, BLOCK_D=block_d, BLOCK_P=block_p,
+        num_warps=tile.warps, num_stages=tile.stages, **common,
+    )  # fmt: skip
+    return partials
+
+
+def _gram(problem: Problem, bias: bool, cores: bool, common: dict[str, Any]) -> Tensor:
     a, g, samples, groups, T, d, p = problem
-    cores, precision = _precision(a.tensor)
-    common: dict[str, Any] = {"A_RADICES": a.radices, "G_RADICES": g.radices, "WIDE": _wide(a) or _wide(g)}
-    if T == 1:
-        partials = _partials(a.tensor, samples, groups)
-        product_kernel[(partials.numel(),)](
-            a.tensor, g.tensor, partials, a.strides, g.strides, groups, d, p, BIAS=bias, BLOCK_K=1024, num_warps=4, **common
-        )
-        return _total(partials)
-    if method == "direct":
-        block_d, block_p = edge_of(d, cores), 1 if p == 1 else edge_of(p, cores)
-        tile = TILES[cores, max(block_d, block_p)]
-        partials = _partials(a.tensor, samples, groups * -(-d // block_d) * -(-p // block_p))
-        direct_kernel[(partials.numel(),)](
-            a.tensor, g.tensor, partials, a.strides, g.strides, groups, T, d, p, BLOCK_T=min(_depth(tile, a.tensor), max(16, _power(T))),
-            BLOCK_D=block_d, BLOCK_P=block_p, PRECISION=precision, num_warps=tile.warps, num_stages=tile.stages, **common,
-        )  # fmt: skip
-        return _total(partials)
     edge = gram_edge(T, cores)
     tile, span, tiles = TILES[cores, edge], min(edge, _power(T)), -(-T // edge)
-    pairs = tiles * (tiles + 1) // 2
-    partials = _partials(a.tensor, samples, groups * pairs)
-    gram_kernel[(-(-samples // (edge // span)) * groups * pairs,)](
+    partials = _partials(problem, groups * tiles * (tiles + 1) // 2)
+    gram_kernel[(-(-samples // (edge // span)) * partials.shape[1],)](
         a.tensor, g.tensor, partials, a.strides, g.strides, samples, groups, T, d, p, BIAS=bias, EDGE=edge, SPAN=span, SAME=tiles == 1,
-        BLOCK_K=_depth(tile, a.tensor), PRECISION=precision, num_warps=tile.warps, num_stages=tile.stages, **common,
+        BLOCK_K=_depth(tile.gram, problem), num_warps=tile.warps, num_stages=tile.stages, **common,
     )  # fmt: skip
-    return _total(partials)
+    return partials
 
 
 def _precision(x: Tensor) -> tuple[bool, str]:
@@ -97,8 +114,10 @@ def _precision(x: Tensor) -> tuple[bool, str]:
     return (False, "ieee") if torch.get_float32_matmul_precision() == "highest" else (True, "tf32")
 
 
-def _depth(tile: Tile, x: Tensor) -> int:
-    return tile.bytes // x.element_size()
+def _depth(most: int, problem: Problem) -> int:
+    """Elements of ``most`` bytes, and half of them where each keeps an address in registers; a tensor core takes 16."""
+    vectors = problem.a.vectors and problem.g.vectors
+    return max(16, most // problem.a.tensor.element_size() // (1 if vectors else 2))
 
 
 def _power(size: int) -> int:
@@ -110,9 +129,5 @@ def _wide(m: Matrix) -> bool:
     return m.reach + 16 * abs(m.sample) >= LONG
 
 
-def _partials(like: Tensor, samples: int, parts: int) -> Tensor:
-    return like.new_empty((samples, parts), dtype=torch.float32)
-
-
-def _total(partials: Tensor) -> Tensor:
-    return partials.sum(1) if partials.shape[1] > 1 else partials.view(-1)
+def _partials(problem: Problem, parts: int) -> Tensor:
+    return problem.a.tensor.new_empty((problem.samples, parts), dtype=torch.float32)

@@ -32,14 +32,11 @@ class Matrix(NamedTuple):
     rows: Digits
     columns: Digits
     reach: int  # a bound of every offset within one sample
+    vectors: bool  # whether the compiler sees 16-byte loads along the columns; else every element keeps an address in registers
 
     @property
     def strides(self) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
         return self.sample, self.group, self.rows.strides, self.columns.strides
-
-    @property
-    def radices(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.rows.radices, self.columns.radices
 
 
 def digits(sizes: Sequence[int], strides: Iterable[int]) -> Digits:
@@ -62,12 +59,14 @@ def fastest_last(sizes: Sequence[int], strides: Sequence[int]) -> Digits:
 
 
 def matrix(tensor: Tensor, sample: int, group: int, groups: int, rows: Digits, columns: Digits, shape: tuple[int, int]) -> Matrix:
-    """``shape``: rows and columns of the matrix, which bound its offsets."""
+    """``shape``: numbers of rows and columns."""
     reach = abs(group) * groups
     for part, count in zip((rows, columns), shape, strict=True):
         sizes = (-(-count // prod(part.radices)), *part.radices)
         reach += sum(size * abs(stride) for size, stride in zip(sizes, part.strides, strict=True))
-    return Matrix(tensor, sample, group, rows, columns, reach)
+    *slower, fastest = columns.strides
+    aligned = all(n % 16 == 0 for n in (shape[1], sample, group, *rows.strides, *slower, *columns.radices[-1:]))
+    return Matrix(tensor, sample, group, rows, columns, reach, fastest == 1 and aligned)
 
 
 @triton.jit

@@ -22,8 +22,8 @@ from .sample_matrix import dot, offsets, start_of, tile
 @triton.jit
 def direct_kernel(
     a: tl.tensor, g: tl.tensor, partials: tl.tensor, a_strides, g_strides, groups: tl.tensor, T: tl.tensor, d: tl.tensor, p: tl.tensor,
-    A_RADICES: tl.constexpr, G_RADICES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    A_ROWS: tl.constexpr, A_COLUMNS: tl.constexpr, G_ROWS: tl.constexpr, G_COLUMNS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles_d = tl.cdiv(d, BLOCK_D)
     tiles = tiles_d * tl.cdiv(p, BLOCK_P)
@@ -34,13 +34,13 @@ def direct_kernel(
     of_p = program % tiles // tiles_d * BLOCK_P + tl.arange(0, BLOCK_P)
     a = start_of(a, a_strides, sample, group)
     g = start_of(g, g_strides, sample, group)
-    a_columns = offsets(of_d, A_RADICES[1], a_strides[3], WIDE)
-    g_columns = offsets(of_p, G_RADICES[1], g_strides[3], WIDE)
+    a_columns = offsets(of_d, A_COLUMNS, a_strides[3], WIDE)
+    g_columns = offsets(of_p, G_COLUMNS, g_strides[3], WIDE)
     total = tl.zeros([BLOCK_T if BLOCK_P == 1 else BLOCK_P, BLOCK_D], tl.float32)
     for start in range(0, T, BLOCK_T):
         t = start + tl.arange(0, BLOCK_T)
-        x = tile(a, offsets(t, A_RADICES[0], a_strides[2], WIDE), t < T, a_columns, of_d < d)
-        y = tile(g, offsets(t, G_RADICES[0], g_strides[2], WIDE), t < T, g_columns, of_p < p)
+        x = tile(a, offsets(t, A_ROWS, a_strides[2], WIDE), t < T, a_columns, of_d < d)
+        y = tile(g, offsets(t, G_ROWS, g_strides[2], WIDE), t < T, g_columns, of_p < p)
         if BLOCK_P == 1:
             total += x.to(tl.float32) * y.to(tl.float32)
         else:
@@ -61,7 +61,7 @@ def row_products(
     total = tl.zeros([EDGE, EDGE], tl.float32)
     for start in range(0, columns, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
-        at = offsets(column, RADICES[1], strides[3], WIDE)
+        at = offsets(column, RADICES, strides[3], WIDE)
         x = tile(base, rows_i, in_i, at, column < columns)
         if SAME:
             total = dot(x, tl.trans(x), total, PRECISION)
@@ -83,8 +83,9 @@ def pair_of(index: tl.tensor):
 def gram_kernel(
     a: tl.tensor, g: tl.tensor, partials: tl.tensor, a_strides, g_strides, samples: tl.tensor, groups: tl.tensor, T: tl.tensor,
     d: tl.tensor, p: tl.tensor,
-    A_RADICES: tl.constexpr, G_RADICES: tl.constexpr, BIAS: tl.constexpr, EDGE: tl.constexpr, SPAN: tl.constexpr, SAME: tl.constexpr,
-    BLOCK_K: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    A_ROWS: tl.constexpr, A_COLUMNS: tl.constexpr, G_ROWS: tl.constexpr, G_COLUMNS: tl.constexpr,
+    BIAS: tl.constexpr, EDGE: tl.constexpr, SPAN: tl.constexpr, SAME: tl.constexpr, BLOCK_K: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile has EDGE rows: of one sample, or SPAN of each of EDGE / SPAN samples. SAME: one tile holds all rows of a sample."""
     tiles = tl.cdiv(T, EDGE)
@@ -101,15 +102,15 @@ def gram_kernel(
     in_i, in_j = there & (t_i < T), there & (t_j < T)
 
     at = start_of(a, a_strides, first, group)
-    a_i = local * a_strides[0] + offsets(t_i, A_RADICES[0], a_strides[2], WIDE)
-    a_j = local * a_strides[0] + offsets(t_j, A_RADICES[0], a_strides[2], WIDE)
-    products = row_products(at, a_strides, a_i, in_i, a_j, in_j, d, A_RADICES, EDGE, BLOCK_K, SAME, WIDE, PRECISION)
+    a_i = local * a_strides[0] + offsets(t_i, A_ROWS, a_strides[2], WIDE)
+    a_j = local * a_strides[0] + offsets(t_j, A_ROWS, a_strides[2], WIDE)
+    products = row_products(at, a_strides, a_i, in_i, a_j, in_j, d, A_COLUMNS, EDGE, BLOCK_K, SAME, WIDE, PRECISION)
     if BIAS:
         products += 1.0  # rows outside have g = 0
     at = start_of(g, g_strides, first, group)
-    g_i = local * g_strides[0] + offsets(t_i, G_RADICES[0], g_strides[2], WIDE)
-    g_j = local * g_strides[0] + offsets(t_j, G_RADICES[0], g_strides[2], WIDE)
-    products *= row_products(at, g_strides, g_i, in_i, g_j, in_j, p, G_RADICES, EDGE, BLOCK_K, SAME, WIDE, PRECISION)
+    g_i = local * g_strides[0] + offsets(t_i, G_ROWS, g_strides[2], WIDE)
+    g_j = local * g_strides[0] + offsets(t_j, G_ROWS, g_strides[2], WIDE)
+    products *= row_products(at, g_strides, g_i, in_i, g_j, in_j, p, G_COLUMNS, EDGE, BLOCK_K, SAME, WIDE, PRECISION)
     if SPAN < EDGE:
         products = tl.where(local[:, None] == local[None, :], products, 0.0)
     sums = tl.sum(tl.reshape(tl.sum(products, 1), [EDGE // SPAN, SPAN]), 1)
@@ -123,7 +124,7 @@ def row_norm(base: tl.tensor, strides, columns: tl.tensor, RADICES: tl.constexpr
     total = tl.zeros([BLOCK_K], tl.float32)
     for start in range(0, columns, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
-        x = tl.load(base + offsets(column, RADICES[1], strides[3], WIDE), mask=column < columns, other=0.0).to(tl.float32)
+        x = tl.load(base + offsets(column, RADICES, strides[3], WIDE), mask=column < columns, other=0.0).to(tl.float32)
         total = tl.fma(x, x, total)
     return tl.sum(total)
 
@@ -131,11 +132,12 @@ def row_norm(base: tl.tensor, strides, columns: tl.tensor, RADICES: tl.constexpr
 @triton.jit
 def product_kernel(
     a: tl.tensor, g: tl.tensor, partials: tl.tensor, a_strides, g_strides, groups: tl.tensor, d: tl.tensor, p: tl.tensor,
-    A_RADICES: tl.constexpr, G_RADICES: tl.constexpr, BIAS: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
+    A_ROWS: tl.constexpr, A_COLUMNS: tl.constexpr, G_ROWS: tl.constexpr, G_COLUMNS: tl.constexpr,
+    BIAS: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     group, sample = program % groups, program // groups
-    norm = row_norm(start_of(a, a_strides, sample, group), a_strides, d, A_RADICES, BLOCK_K, WIDE)
+    norm = row_norm(start_of(a, a_strides, sample, group), a_strides, d, A_COLUMNS, BLOCK_K, WIDE)
     norm = norm + 1.0 if BIAS else norm
-    norm *= row_norm(start_of(g, g_strides, sample, group), g_strides, p, G_RADICES, BLOCK_K, WIDE)
+    norm *= row_norm(start_of(g, g_strides, sample, group), g_strides, p, G_COLUMNS, BLOCK_K, WIDE)
     tl.store(partials + program, norm)
