@@ -18,6 +18,8 @@ KERNELS = {  # op -> module and function of this package
     "inner_products": ("inner_products", "inner_products"),
     "ascend_": ("ascend", "ascend_"),
     "descend_": ("descend", "descend_"),
+    "linear_grad_norms": ("linear_grad_norms", "linear_grad_norms"),
+    "conv_grad_norms": ("conv_grad_norms", "conv_grad_norms"),
     "normalization_grads": ("normalization", "normalization_grads"),
     "embedding_grad_norms": ("embedding", "embedding_grad_norms"),
     "cross_entropy_sample": ("cross_entropy", "cross_entropy_sample"),
