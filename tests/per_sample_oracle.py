@@ -1,7 +1,8 @@
 """The oracle of the per-sample tests, one sample at a time through plain autograd in fp64, and the check against it on every backend."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -75,6 +76,9 @@ def _wide(x: Tensor) -> Tensor:
 
 def _twin(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     twin = copy.deepcopy(model).cpu().double()
+    for module in twin.modules():  # without checkpoints: reentrant ones do not work with autograd.grad
+        if hasattr(module, "reentrant"):
+            module.reentrant = None
     return twin, {name: p for name, p in twin.named_parameters() if p.requires_grad}
 
 
@@ -171,3 +175,14 @@ def check(
         loss(model(leaf)).mean().backward()
         worst = (through - leaf.grad).abs().max().item()
         assert worst <= bound * leaf.grad.abs().max().item(), f"the gradient of the input errs by {worst:.2e}"
+
+
+@contextmanager
+def refused(model: nn.Module, kind: type[Exception] | tuple[type[Exception], ...], match: str) -> Iterator[None]:
+    """The error, gradients as they were, and no function intercepted any more."""
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(kind, match=match):
+        yield
+    assert all(p.grad is not None and p.grad.eq(1).all() for p in model.parameters()), "a refused call has changed .grad"
+    assert torch._C._len_torch_function_stack() == 0
