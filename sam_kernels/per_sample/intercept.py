@@ -16,6 +16,7 @@ from torch.autograd import _make_grads
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..ops.lists import accumulator
 from .conv import Conv
 from .embedding import Embedding
 from .layers import Common, Layer
@@ -82,7 +83,7 @@ def _layer_norm(
 
 
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Call:
-    return _over_features("rms", input, weight, None, torch.finfo(input.dtype).eps if eps is None else eps)
+    return _over_features("rms", input, weight, None, torch.finfo(accumulator(input.dtype)).eps if eps is None else eps)
 
 
 def _over_features(kind: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
