@@ -139,6 +139,13 @@ def test_methods_agree(name: str, method: str, place: Place, monkeypatch: pytest
     check(model, LAYERS[name].input(samples=2), backend)
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("linear", "conv"))])
+def test_weighted_gradient_out_of_inputs_and_output_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small layers of ``test_layer`` mostly keep each sample's gradient; the large ones of real models do not."""
+    monkeypatch.setattr(Layer, "method", property(lambda _: "direct"))
+    check(LAYERS[name].model(torch.float64), LAYERS[name].input(torch.float64), None)
+
+
 @everywhere
 @pytest.mark.parametrize(("name", "shape"), [("linear", (8, 64)), ("conv1d", (64, 24)), ("conv2d", (64, 6, 6))])
 def test_gradients_that_cancel_have_no_negative_norm(name: str, shape: tuple[int, ...], place: Place) -> None:
