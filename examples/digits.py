@@ -28,8 +28,8 @@ standard error about 2 points, so neighbours are ties; the grid is coarse:
                 finite diff.   54.3, 53.5, 44.0, 41.5        45.2, 40.7             53.3
 
 RW-SAM's lam multiplies norms relative to their mean. It was tuned later, with two seeds of its own, on which SAM (lam 0) had 52.7, 53.8,
-53.3 at rho 0.1, 0.15, 0.2: no setting is better than SAM by more than the standard error, and the large ones are worse. With 43 % wrong
-labels, lam 0.5, 1, 2, 4 at rho 0.15 put 52, 60, 74, 91 % of the exact weights on them: samples with large gradients are mostly wrong ones.
+53.3 at rho 0.1, 0.15, 0.2. No setting is better than SAM's best by more than the standard error, and a large lam is worse. Of 43 % wrong
+labels, lam 0.5, 1, 2, 4 at rho 0.15 made 52, 60, 74, 91 % of the exact weights: the larger a gradient, the likelier a wrong label.
 
 A large learning rate keeps SGD from memorising too. So SGD appears twice: at the learning rate of the others, and at its own best.
 """
