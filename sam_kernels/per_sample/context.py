@@ -231,7 +231,7 @@ class GradNorms:
         for name, p in self._params.items():
             if id(p) not in seen and after[name] is not None and after[name] != self._before[name]:
                 raise RuntimeError(
-                    f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, a function of its own, or "
+                    f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, a custom function, or "
                     "a forward that a checkpoint ran again outside of the context); run forward and backward eagerly inside of the context"
                 )
         self._after = after  # what happens to .grad from now on is no concern of these norms

@@ -196,8 +196,8 @@ class Intercept(TorchFunctionMode):
 
 
 _UNKNOWN = (
-    "{} uses the trainable parameters {}, and its gradient per sample is not known here; freeze them (requires_grad_(False)), use a layer that "
-    "per_sample.grad_norms lists, or take them out of the forward"
+    "{} uses the trainable parameters {}, and its gradient per sample is not known here; freeze them (requires_grad_(False)), use a layer "
+    "that per_sample.grad_norms lists, or take them out of the forward"
 )
 
 

@@ -141,7 +141,7 @@ def may_keep(x: Tensor, products: int, operands: int) -> bool:
     return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
 
 
-_MOST = 2
+_MOST = 4
 
 
 def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
