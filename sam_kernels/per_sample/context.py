@@ -53,6 +53,7 @@ class GradNorms:
         self._names = {id(p): name for name, p in self._params.items()}
         self._before = self._gradients_now()
         self._uses: list[Use] = []
+        self._used: set[int] = set()
         self._scale = _scale_of(reduction, scale, batch_size)
         self._after: dict[str, tuple[int, int] | None] | None = None  # state of .grad when the context was left, backward done
 
@@ -93,9 +94,10 @@ class GradNorms:
         """Inside of a backward a checkpoint runs its forward again; which of the two counts is known once the sinks are."""
         if torch._C._current_graph_task_id() != -1:
             return
-        known = {id(p) for use in self._uses for p in (use.weight, use.bias) if p is not None}
-        if again := [self._names[id(p)] for p in watched if p is not None and id(p) in known]:
+        own = [id(p) for p in watched if p is not None]
+        if again := [self._names[key] for key in own if key in self._used]:
             raise NotImplementedError(_TWICE.format(again[0]))
+        self._used.update(own)
 
     # ---- after the backward
 

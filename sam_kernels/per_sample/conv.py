@@ -53,27 +53,23 @@ class Conv(Layer):
 
     def backward(self, g: Tensor, saved: Saved, wants: Wants) -> Grads:
         x, weight = saved
-        dx = torch.ops.aten.convolution_backward(g, x, weight, None, *self._geometry(), (True, False, False))[0] if wants.x else None
         if self.method == "keep":
             rows = conv_sample_grads(self._padded(x), g, self.kernel, self.stride, self.dilation, self.groups, self.bias)
-            return Grads(row_norms(rows, self.backend), rows, dx)
-        grads = wants.weight or wants.bias
-        counts = (self.weight, self.bias)
-        norms, dw, db = call(
-            OP,
-            self.backend,
-            self._padded(x),
-            g,
-            self.samples,
-            self.kernel,
-            self.stride,
-            self.dilation,
-            self.groups,
-            self.method,
-            *counts,
-            grads,
-        )
+            return Grads(row_norms(rows, self.backend), rows, self._gradients(g, saved, Wants(wants.x, False, False))[0])
+        direct = self.method == "direct"  # leaves the weight gradient behind; else torch's kernel makes all of them
+        grads = direct and (wants.weight or wants.bias)
+        geometry = (self.kernel, self.stride, self.dilation, self.groups)
+        norms, dw, db = call(OP, self.backend, self._padded(x), g, self.samples, *geometry, self.method, self.weight, self.bias, grads)
+        dx, *others = self._gradients(g, saved, Wants(wants.x, False, False) if direct else wants)
+        dw, db = (dw, db) if direct else others
         return Grads(norms, g, dx, dw if wants.weight else None, db if wants.bias else None)
+
+    def _gradients(self, g: Tensor, saved: Saved, wants: Wants) -> tuple[Tensor | None, ...]:
+        if not (wants.x or wants.weight or wants.bias):
+            return None, None, None
+        mask = (wants.x, wants.weight, wants.bias)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, *saved, [self.channels[1]], *self._geometry(), mask)
+        return found
 
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.method == "keep":

@@ -159,7 +159,7 @@ class Intercept(TorchFunctionMode):
                 return _backward(*args, **kwargs)
         if func is F.batch_norm:
             return self._batch_norm(func, args, kwargs)
-        used = [x for x in _tensors((args, kwargs.values())) if id(x) in self.tracked]
+        used = [x for x in _tensors((*args, *kwargs.values())) if id(x) in self.tracked]
         if not used or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         names = ", ".join(sorted({self.tracked[id(x)] for x in used}))
@@ -211,9 +211,14 @@ def _backward(
     _engine_run_backward((loss,), gradients, keep, create_graph, ends, allow_unreachable=True, accumulate_grad=True)
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Of nested lists, tuples and dictionaries too. Runs for every operation of a forward."""
+    found: list[Tensor] = []
     for x in values:
         if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, list | tuple | dict) or type(x).__name__ == "dict_values":
-            yield from _tensors(x.values() if isinstance(x, dict) else x)
+            found.append(x)
+        elif isinstance(x, list | tuple):
+            found += _tensors(x)
+        elif isinstance(x, dict):
+            found += _tensors(x.values())
+    return found

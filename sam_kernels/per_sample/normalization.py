@@ -71,11 +71,11 @@ class Normalization(Layer):
         rstd = rstd.view(n, groups) if coupled else torch.ones(n, groups, dtype=accumulator(x.dtype), device=x.device)
         mean = mean.view(n, groups) if mean.numel() else mean
         scale = scale if scale.dtype == x.dtype else scale.to(rstd.dtype)
-        g, plain = (t.to(x.dtype).contiguous().view(self.shape) for t in (g, x))
+        g, plain = (t.to(x.dtype).reshape(self.shape).contiguous() for t in (g, x))
         dx, rows = call(OP, self.backend, g, plain, mean, rstd, scale if scale.numel() else None, self.samples, coupled)
-        norms = sum((rows[:, k].square().sum(1) for k, counts in enumerate((self.weight, self.bias)) if counts), rows.new_zeros(len(rows)))
-        dw, db = (rows[:, k].sum(0) if want else None for k, want in enumerate((wants.weight, wants.bias)))
-        return Grads(norms, rows, dx.view(x.shape) if wants.x else None, dw, db)
+        norms = rows[:, 0 if self.weight else 1 : 2 if self.bias else 1].square().sum((1, 2))
+        sums = rows.sum(0) if wants.weight or wants.bias else rows
+        return Grads(norms, rows, dx.view(x.shape) if wants.x else None, sums[0] if wants.weight else None, sums[1] if wants.bias else None)
 
     def output(self, x: Tensor, weight: Tensor | None) -> tuple[tuple[int, ...], torch.dtype]:
         return tuple(x.shape), x.dtype

@@ -20,7 +20,7 @@ SCHEMAS = {
     "pixel_gram": "(Tensor r, Tensor k, Tensor(a!) out, int[] geometry) -> ()",
 }
 CPU_ONLY = ("linear_grad_norms", "conv_grad_norms")
-TILE = 64  # positions: Gram matrices are formed in tiles of this width, and of two mirrored tiles one
+TILE = 64  # positions: Gram matrices are formed in tiles of about this width, and of two mirrored tiles one
 Ints = Sequence[int]
 
 
@@ -43,14 +43,20 @@ def direct(a: Operand, g: Operand, at: slice, rows: int, total: Tensor | None) -
     return row_dots(products, products, rows)
 
 
+def tile(positions: int) -> int:
+    """The width of equal tiles: a narrow last one would read both operands again for little."""
+    return -(-positions // max(1, round(positions / TILE)))
+
+
 def gram(a: Operand, g: Operand, at: slice, rows: int) -> Tensor:
     """Gram matrices of a piece, tile by tile of their upper triangle."""
     left, right = g(at), a(at)
     norms = left.new_zeros(rows)
-    starts = range(0, left.shape[2], TILE)
+    width = tile(left.shape[2])
+    starts = range(0, left.shape[2], width)
     for i in starts:
-        for j in starts[i // TILE :]:
-            products, others = (torch.bmm(x[:, :, i : i + TILE].mT, x[:, :, j : j + TILE]) for x in (left, right))
+        for j in starts[i // width :]:
+            products, others = (torch.bmm(x[:, :, i : i + width].mT, x[:, :, j : j + width]) for x in (left, right))
             norms.add_(row_dots(products, others, rows), alpha=1 if i == j else 2)
     return norms.clamp_(min=0)  # differences of rounding may fall below
 
@@ -59,19 +65,21 @@ def linear_grad_norms(a: Tensor, g: Tensor, method: str, weight: bool, bias: boo
     dtype, low = accumulator(a.dtype), a.dtype
     (samples, positions, d), p = a.shape, g.shape[2]
     norms, dw, db = a.new_zeros(samples, dtype=dtype), a.new_empty(0), a.new_empty(0)
-    if weight and positions == 1:
-        norms += row_dots(a.to(dtype), a.to(dtype), samples) * row_dots(g.to(dtype), g.to(dtype), samples)
+    if positions == 1:
+        squares = row_dots(g.to(dtype), g.to(dtype), samples)
+        norms = squares * (row_dots(a.to(dtype), a.to(dtype), samples) + float(bias)) if weight else squares if bias else norms
+        db = g.sum((0, 1), dtype=dtype).to(low) if bias and grads else db
     elif weight:
         total = a.new_zeros((p, d), dtype=dtype) if grads and method == "direct" else None
         operands: tuple[Operand, Operand] = (lambda at: a[at].to(dtype).mT, lambda at: g[at].to(dtype).mT)
-        elements = p * d if method == "direct" else 2 * min(positions, TILE) ** 2
+        elements = p * d if method == "direct" else 2 * tile(positions) ** 2
         for at in spans(samples, elements, dtype.itemsize):
             rows = at.stop - at.start
             norms[at] = direct(*operands, at, rows, total) if method == "direct" else gram(*operands, at, rows)
         dw = dw if total is None else total.to(low)
     if weight and grads and not dw.numel():
         dw = g.reshape(-1, p).t() @ a.reshape(-1, d)
-    if bias:
+    if bias and positions > 1:
         sums = g.sum(1, dtype=dtype)
         norms += row_dots(sums, sums, samples)
         db = sums.sum(0).to(low) if grads else db
@@ -133,7 +141,7 @@ def _joined(patches: Operand, outputs: Operand, images: int, groups: int) -> tup
 def _conv_scratch(x: Tensor, images: int, groups: int, p: int, d: int, positions: int, method: str) -> int:
     if method == "pixel_gram":
         return groups * (prod(x.shape[2:]) ** 2 + positions**2)
-    return groups * (images * d * positions + (p * d if method == "direct" else 2 * min(positions, TILE) ** 2))
+    return groups * (images * d * positions + (p * d if method == "direct" else 2 * tile(positions) ** 2))
 
 
 def _pixel_gram(x: Tensor, outputs: Tensor, at: slice, groups: int, out: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
