@@ -104,7 +104,7 @@ def test_any_norms(values, lam, relative, dtype):
 
 
 def test_equal_bits_on_a_rerun_and_for_any_threads():
-    norms, before, runs = norms_of(1_000_000), torch.get_num_threads(), []
+    norms, before, runs = norms_of(3_000_000), torch.get_num_threads(), []
     try:
         for threads in (1, 1, 2, 3):
             torch.set_num_threads(threads)
