@@ -6,6 +6,8 @@
 ENV ?= venv
 TORCH = torch==2.13.0
 PEER = pytorch_optimizer==4.1.0
+# No dependencies: they would replace torch. What these import beside it is pinned here; scipy comes with scikit-learn.
+PEERS_SAMPLES = opacus==1.6.0 backpack-for-pytorch==1.7.1 unfoldNd==0.2.3 einops==0.8.2 opt_einsum==3.4.0
 
 ifeq ($(ENV),system)
 PY = PYTHONPATH="$(CURDIR)" python3
@@ -30,7 +32,7 @@ setup: build/done
 
 bench: build/done
 ifneq ($(ENV),system)
-	$(PY) -m pip install -q --no-deps $(PEER)
+	$(PY) -m pip install -q --no-deps $(PEER) $(PEERS_SAMPLES)
 endif
 	mkdir -p bench/.results docs
 	$(PY) -m pytest bench $(if $(FULL),--full) --benchmark-json=bench/.results/cpu.json

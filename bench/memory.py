@@ -27,15 +27,25 @@ def extra_bytes(provider: Provider, workload: str, method: Method, variant: dict
                 step.load(load)
                 with torch.profiler.record_function(f"{name} {k}"):
                     phase()
-    events = profiler.profiler.kineto_results.events()
-    spans = {e.name(): e.start_ns() for e in events if e.name() in ("first 1", "second 1")}
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    totals = list(zip((t for t, _ in changes), accumulate(n for _, n in changes), strict=True))
+    totals = timeline(profiler)
+    spans = starts(profiler, "first 1", "second 1")
     held = [n for t, n in totals if t < spans["second 1"]][-1]
     peak = max(n for t, n in totals if t >= spans["first 1"] or n == held)
     own = sum(p.nbytes for p in step.params)
     scale = elements(WORKLOADS[workload]) / sum(p.numel() for p in step.params)
     return int(scale * (peak - own)), int(scale * (held - own))
+
+
+def timeline(profiler: profile) -> list[tuple[int, int]]:
+    """(time, bytes allocated since the start) at every change."""
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return list(zip((t for t, _ in changes), accumulate(n for _, n in changes), strict=True))
+
+
+def starts(profiler: profile, *names: str) -> dict[str, int]:
+    """When the labelled spans began."""
+    return {e.name(): e.start_ns() for e in profiler.profiler.kineto_results.events() if e.name() in names}
 
 
 def most_allowed(workload: str, method: Method) -> int:

@@ -1,8 +1,8 @@
-"""Tables and the figure from benchmark results: pytest-benchmark JSON of bench_step.py, or JSON of gpu.py.
+"""Tables and the figure from benchmark results: pytest-benchmark JSON of bench_step.py and bench_samples.py, or JSON of gpu.py.
 
 python bench/report.py bench/.results/cpu.json [more.json ...] [--long] [--readme README.md] [--plot out/bench.png]
 
-``--readme`` rewrites what stands between the two bench markers. ``--long`` prints a line per provider instead of one per cell.
+``--readme`` rewrites what stands between the markers of what the results hold. ``--long`` prints a line per provider instead of one per cell.
 """
 
 import argparse
@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import sample_tables
 from figure import plot
 from tables import CPU_TARGETS, GPU_TARGETS, Cell, compact_table, host_table, is_host, long_table, target_table
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+STEPS, SAMPLES = "bench", "samples"  # blocks of the README
 STEP = (
     "base SGD with momentum and weight decay, or AdamW; forward and backward are not part of a step. "
     "GB/s counts the bytes that a step has to move, each operand once, whoever takes it and however often it does: per parameter "
@@ -50,14 +51,17 @@ def load(path: Path) -> tuple[dict[str, Any], list[Cell]]:
     return where, [b["extra_info"] for b in data["benchmarks"] if b["extra_info"]]
 
 
+def machine(where: dict[str, Any]) -> str:
+    cores = "" if "load" not in where else f", {where['cores']} cores, {where['threads']} threads, load at the start {where['load']:.1f}"
+    return f"{where['device']}{cores}; torch {where['torch']}, Triton {where['triton']}; {where['date']}, commit {where['commit']}."
+
+
 def caption(where: dict[str, Any], cells: list[Cell]) -> str:
     counts = [n for cell in cells for n in (cell["rounds"] if isinstance(cell["rounds"], list) else [cell["rounds"]])]
     rounds = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    cores = "" if "load" not in where else f", {where['cores']} cores, {where['threads']} threads, load at the start {where['load']:.1f}"
     device = any("device_ms" in p for cell in cells for p in cell["providers"].values())
     return (
-        f"{where['device']}{cores}; torch {where['torch']}, Triton {where['triton']}; {where['date']}, commit {where['commit']}. "
-        f"Medians (20th to 80th percentile) over {rounds} interleaved rounds, after a match with the fp64 reference; {STEP}"
+        f"{machine(where)} Medians (20th to 80th percentile) over {rounds} interleaved rounds, after a match with the fp64 reference; {STEP}"
         f"{NARROW if any(cell['method'].endswith('bf16') for cell in cells) else ''}{PEERS}"
         + (
             "On the device: by events behind a spinning kernel; ms per step: each phase waited for; host: ms until enqueued. "
@@ -80,12 +84,21 @@ def text(where: dict[str, Any], cells: list[Cell], long: bool = False) -> str:
     return "\n\n".join(filter(None, (*parts, target_table(cells, CPU_TARGETS), caption(where, cells))))
 
 
-def rewrite(readme: Path, inner: str) -> None:
+def blocks(where: dict[str, Any], cells: list[Cell], long: bool = False) -> dict[str, str]:
+    """The texts of one file, by the block of the README where they belong."""
+    steps = [cell for cell in cells if "workload" in cell]
+    samples = [cell for cell in cells if "workload" not in cell]
+    found = {STEPS: text(where, steps, long)} if steps else {}
+    return found | ({SAMPLES: sample_tables.text(machine(where), samples)} if samples else {})
+
+
+def rewrite(readme: Path, block: str, inner: str) -> None:
+    begin, end = f"<!-- {block}:begin -->", f"<!-- {block}:end -->"
     old = readme.read_text()
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise SystemExit(f"{readme}: expected {BEGIN} and, after it, {END}, once each")
-    head, rest = old.split(BEGIN)
-    readme.write_text(f"{head}{BEGIN}\n\n{inner}\n\n{END}{rest.split(END)[1]}")
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise SystemExit(f"{readme}: expected {begin} and, after it, {end}, once each")
+    head, rest = old.split(begin)
+    readme.write_text(f"{head}{begin}\n\n{inner}\n\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
@@ -96,11 +109,15 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     loaded = [load(path) for path in arguments.results]
-    print("\n\n".join(text(*each, arguments.long) for each in loaded))
+    print("\n\n".join("\n\n".join(blocks(*each, arguments.long).values()) for each in loaded))
     if arguments.readme:
-        rewrite(arguments.readme, "\n\n".join(text(*each) for each in loaded))
-    if arguments.plot:
-        plot(loaded[0][1], arguments.plot)
+        parts = [blocks(*each) for each in loaded]
+        for block in (STEPS, SAMPLES):
+            if inner := "\n\n".join(part[block] for part in parts if block in part):
+                rewrite(arguments.readme, block, inner)
+    steps = [cell for cell in loaded[0][1] if "workload" in cell]
+    if arguments.plot and steps:
+        plot(steps, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Fused kernels for sharpness-aware training in PyTorch."""
 
-from . import ops
+from . import ops, per_sample
 from .backends import native, triton
 from .registry import show_backends
 
 native.load()
 triton.register()
 
-__all__ = ["ops", "show_backends"]
+__all__ = ["ops", "per_sample", "show_backends"]
 __version__ = "0.1.0"

@@ -18,8 +18,10 @@ class SAM(_SAM):
         opt.zero_grad()
     """
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None) -> Any:
         """Ascend with the gradients present, run the closure once at the perturbed weights, descend. Returns None."""
+        if batch_size is not None:
+            raise TypeError("batch_size belongs to the batch rules of sam_kernels.optim.SAM; this optimizer takes a closure alone")
         if closure is None:
             return self._finish()
         self.first_step(zero_grad=True)

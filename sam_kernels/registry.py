@@ -68,12 +68,9 @@ def check_name(backend: str) -> None:
 
 
 def _first_tensor(arguments: Any) -> Tensor | None:
-    for value in arguments:
-        if isinstance(value, Tensor):
-            return value
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            return value[0]
-    return None
+    """The first floating tensor, which says device and dtype; integers (ids, classes) only accompany it."""
+    tensors = [x for value in arguments for x in (value[:1] if isinstance(value, list | tuple) else [value]) if isinstance(x, Tensor)]
+    return next((x for x in tensors if x.is_floating_point()), tensors[0] if tensors else None)
 
 
 def declare(

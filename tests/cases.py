@@ -117,6 +117,10 @@ def _ascend(x: Lists, **options: Any) -> Kwargs:
     return base | {"sq_norm": torch.full((1,), NAN)} | options
 
 
+def _noise(x: Lists, **options: Any) -> Kwargs:
+    return _ascend(x, grads=None, noise=torch.tensor([0x123456789ABCDEF, 41]), **options)
+
+
 def _friendly(x: Lists, steps: float) -> Kwargs:
     q = x.make("q", 0.1) if steps else x.make("q", fill=0.0)
     return _ascend(x, q=q, direction=(1.0, -0.9), ema=(0.6, 0.4), q_steps=torch.tensor([steps]))
@@ -146,6 +150,18 @@ ASCEND: dict[str, Callable[[Lists], Kwargs]] = {
     "zero": lambda x: _ascend(x, grads=x.make("g", fill=0.0)),
     "inf": lambda x: _ascend(x, grads=spoil(x.make("g"), INF), gram=torch.full((6,), NAN)),
     "nan": lambda x: _ascend(x, grads=spoil(x.make("g"), NAN), q=x.make("q"), ema=(0.9, 0.1), q_steps=torch.tensor([2.0])),
+    "noise": lambda x: _noise(x, rho=0.01, normalize=False),
+    "noise_normalized": lambda x: _noise(x, direction=(-2.0, 0.0), maximize=True, noise_stream=7),
+    "noise_adaptive": lambda x: _noise(x, adaptive=True, eta=0.01, rho=0.5),
+    "noise_groups": lambda x: _noise(
+        x, group=_groups(x), rho=[0.05, 0.0, 0.2], adaptive=[False, False, True], eta=[0.0, 0.0, 0.1], maximize=[True, True, False],
+        gram=torch.full((6,), NAN),
+    ),
+    "noise_q": lambda x: _noise(x, q=x.make("q"), direction=torch.tensor([0.7, -0.2]), adaptive=True),
+    "noise_norm": lambda x: _noise(x, stash=None, phase="norm", q=x.make("q"), direction=(0.5, 1.5), gram=torch.full((6,), NAN)),
+    "noise_given": lambda x: _noise(x, sq_norm=torch.tensor([4.0]), phase="update"),
+    "noise_inf_q": lambda x: _noise(x, q=spoil(x.make("q"), INF), direction=(1.0, 1.0)),
+    "noise_unused": lambda x: _noise(x, q=x.make("q"), direction=(0.0, 1.0)),
     "given_inf": lambda x: _ascend(x, sq_norm=torch.tensor([INF]), phase="update"),
 }  # fmt: skip
 
@@ -296,7 +312,7 @@ WRITTEN = {
 }
 _EVERYWHERE = {  # options that meet every list of shapes; the others meet "small"
     "inner_products": ("g", "ghq_weighted"),
-    "ascend_": ("sam", "friendly", "groups"),
+    "ascend_": ("sam", "friendly", "groups", "noise", "noise_q"),
     "descend_": ("momentum", "stable", "groups", "vsam_refresh", "adam_groups", "lion"),
 }
 _MANY = {"inner_products": ("g",), "ascend_": ("groups",), "descend_": ("stable",)}  # thousands of chunks take an interpreter its time

@@ -38,9 +38,10 @@ def _params() -> list:
 
 @pytest.fixture(params=_params())
 def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """(backend, device); skipped with the reason where the backend cannot run, a failure where it is required."""
+    """(backend, device); skipped with the reason where the backend cannot run, a failure where it is required. A module that tests
+    a few ops names them in ``TESTED``: not every backend has every op."""
     backend, device = request.param
-    for op in OPS.values():
+    for op in (OPS[name] for name in getattr(request.module, "TESTED", OPS)):
         found = op.implementations.get(backend)
         why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
         if why is not None:

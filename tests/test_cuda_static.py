@@ -26,11 +26,19 @@ BASES = {"3Sgd": "sgd", "4Adam": "adam", "4Lion": "lion"}
 BUDGET = {  # kernel and base: (registers, {bytes: (vector loads, vector stores)} of fp32, the same of bf16 and fp16)
     "inner_products": (64, {16: (20, 0)}, {16: (12, 0), 8: (12, 0)}),
     "ascend": (80, {16: (32, 12)}, {16: (20, 8), 8: (12, 4)}),
+    "ascend_noise": (80, {16: (12, 8)}, {16: (6, 6), 8: (6, 4)}),
     "descend_sgd": (80, {16: (36, 12)}, {16: (16, 8), 8: (18, 4)}),
     "descend_adam": (128, {16: (50, 24)}, {16: (30, 20), 8: (24, 4)}),
     "descend_lion": (80, {16: (36, 12)}, {16: (16, 8), 8: (18, 4)}),
     "fill": (40, {}, {}),
+    "gibbs_weights": (32, {}, {}),  # 1024 threads: 64 is the limit
 }
+# A warp or a block per row; without smoothing, with it, with class weights: (registers, vectors of fp32, of bf16 and fp16)
+for group in ("warp", "block"):
+    for mode, registers in enumerate((56, 64, 80)):
+        BUDGET[f"cross_entropy_{group}_{mode}"] = (registers, {16: (5, 0)}, {16: (3, 0)})
+    for by_class, registers in enumerate((40, 48)):
+        BUDGET[f"cross_entropy_backward_{group}_{by_class}"] = (registers, {16: (1, 1)}, {16: (1, 1)})
 INSTANCES = [(kernel, dtype) for kernel in BUDGET for dtype in (DTYPES.values() if kernel != "fill" else ["none"])]
 WIDTH = {16: r"v4\.[ubf]32", 8: r"(?:v2\.[ubf]32|v4\.[ubf]16|[ub]64)"}
 
@@ -52,11 +60,14 @@ class Build:
 
 
 def instance(mangled: str) -> tuple[str, str]:
-    """Kernel with its base, and dtype, of an entry function."""
-    kernel = re.search(r"\d(inner_products|ascend|descend|fill)_kernel", mangled)
+    """Kernel with its base or variant, and dtype, of an entry function."""
+    kernel = re.search(r"\d(inner_products|ascend|descend|fill|gibbs_weights|cross_entropy(?:_backward)?)_kernel", mangled)
     base = re.search("|".join(BASES), mangled)
     dtype = re.search(rf"_kernelI(?:NS_)?({'|'.join(DTYPES)})", mangled)
-    return "_".join([kernel[1], *([BASES[base[0]]] if base else [])]), DTYPES[dtype[1]] if dtype else "none"
+    noise = ["noise"] if kernel[1] == "ascend" and "Lb1E" in mangled else []
+    rows = re.search(r"Li(32|256)EL[ib](\d)EE", mangled)  # threads of a row, mode
+    variant = [BASES[base[0]]] if base else [{"32": "warp", "256": "block"}[rows[1]], rows[2]] if rows else noise
+    return "_".join([kernel[1], *variant]), DTYPES[dtype[1]] if dtype else "none"
 
 
 def parse_usage(log: str) -> dict[tuple[str, str, str], list[Usage]]:

@@ -15,12 +15,12 @@ from sam_kernels.registry import OPS
 
 SCALARS = ("sq_norm", "gram")  # reductions; everything else is elementwise
 LOW = ("params", "grads", "stash", "h", "g", "weights")  # lists that may be bf16 or fp16; the others are fp32 then
-FLAGS = ("steps", "q_steps", "found_inf", "loss_scale")
+FLAGS = ("steps", "q_steps", "found_inf", "loss_scale", "noise")
 
 
 def cast(kwargs: dict, dtype: torch.dtype, device: str, values: torch.dtype | None = None) -> dict:
-    """The same case elsewhere: lists in ``dtype``, state and accumulators in its accumulation dtype, counters and flags in fp32, guard
-    bands kept. Lists are rounded to ``values`` first, so that a case in fp64 can hold the numbers of one in bf16."""
+    """The same case elsewhere: lists in ``dtype``, state and accumulators in its accumulation dtype, counters, flags and states of noise
+    as they are, guard bands kept. Lists are rounded to ``values`` first, so that a case in fp64 can hold the numbers of one in bf16."""
 
     def one(name: str, x: torch.Tensor) -> torch.Tensor:
         to = x.dtype if name in FLAGS else dtype if name in LOW else accumulator(dtype)
@@ -109,7 +109,7 @@ def test_streamed_stores() -> None:
 
     assert 4 * sum(math.prod(shape) for shape in LISTS["streamed"].shapes) >= _info.stream_bytes, "this list would not be streamed"
     for op, options, names in (
-        ("ascend_", ASCEND, ("sam", "inf", "groups")),
+        ("ascend_", ASCEND, ("sam", "inf", "groups", "noise_q")),
         ("descend_", DESCEND, ("momentum", "restore", "wsam", "bad_norm")),
     ):
         for name in names:
@@ -117,14 +117,13 @@ def test_streamed_stores() -> None:
 
 
 def test_equal_bits_for_any_number_of_threads() -> None:
+    ids = ("ghq-small", "stable-chunk_edges", "sam-chunk_edges", "noise_q-chunk_edges")
     runs = []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            runs.append(
-                [run(case, "cpp", torch.float32) for case in CASES if case.id in ("ghq-small", "stable-chunk_edges", "sam-chunk_edges")]
-            )
+            runs.append([run(case, "cpp", torch.float32) for case in CASES if case.id in ids])
     finally:
         torch.set_num_threads(threads)
     for other in runs[1:]:
@@ -142,10 +141,11 @@ def test_ops_protect_memory_whoever_calls(backend: str) -> None:
     """The public op without the public function's checks: refused, not a crash."""
     w, g, flat = [torch.ones(3)], [torch.ones(3)], list(ops.Combination().flat)
 
-    def ascend(stash: list, grads: list) -> None:
+    def ascend(stash: list, grads: list, noise: torch.Tensor | None = None, stream: int = 0, ema: tuple = ()) -> None:
         torch.ops.sam_kernels.ascend_(
-            w, grads, stash, [], torch.zeros(1), None, None, None, None, [0], [0.1, 0, 0, 0], [1.0, 0.0], [], 0.0, True, "all", backend
-        )
+            w, grads, stash, [], torch.zeros(1), None, None, None, None, [0], [0.1, 0, 0, 0], [1.0, 0.0], ema, 0.0, True, "all",
+            noise, stream, backend,
+        )  # fmt: skip
 
     def descend(base: str, hyper: list, gram: torch.Tensor | None, needed: int) -> None:
         lists = [w, [], g, [], [], [], [], []]
@@ -160,6 +160,12 @@ def test_ops_protect_memory_whoever_calls(backend: str) -> None:
         (lambda: ascend([torch.ones(3).half()], g), "differs in dtype, size or device"),
         (lambda: ascend([torch.zeros(1).expand(3)], g), "not dense"),
         (lambda: ascend([torch.zeros(6)[::2]], g), "not dense"),
+        (lambda: ascend([torch.ones(3)], []), "no direction is given"),
+        (lambda: ascend([torch.ones(3)], [], torch.zeros(1, dtype=torch.int64)), "noise is not"),
+        (lambda: ascend([torch.ones(3)], [], torch.zeros(2)), "noise is not"),
+        (lambda: ascend([torch.ones(3)], g, torch.zeros(2, dtype=torch.int64)), "noise takes the place of grads"),
+        (lambda: ascend([torch.ones(3)], [], torch.zeros(2, dtype=torch.int64), 0, (0.5, 0.5)), "and takes no ema"),
+        (lambda: ascend([torch.ones(3)], [], torch.zeros(2, dtype=torch.int64), 1 << 32), "noise_stream does not fit"),
         (lambda: descend("sgd", sgd, torch.zeros(6), 1), "a list that a norm needs is empty"),
         (lambda: descend("sgd", sgd, None, 4), "gram is needed"),
         (lambda: descend("sgd", [0.1, 0.9, 0.0, 0.0, 0.0, 0.0], torch.zeros(6), 0), "sgd with these options needs m"),
@@ -171,7 +177,7 @@ def test_ops_protect_memory_whoever_calls(backend: str) -> None:
     assert torch.equal(w[0], torch.ones(3))
 
 
-@pytest.mark.parametrize("option", ["sam", "inf", "zero", "groups", "friendly"])
+@pytest.mark.parametrize("option", ["sam", "inf", "zero", "groups", "friendly", "noise", "noise_inf_q"])
 def test_stash_and_restore_keep_every_bit(option: str, place: tuple[str, str]) -> None:
     backend, device = place
     case = next(c for c in CASES if c.op == "ascend_" and c.id == f"{option}-small")
@@ -180,7 +186,7 @@ def test_stash_and_restore_keep_every_bit(option: str, place: tuple[str, str]) -
     storage = [x.data_ptr() for x in kwargs["params"]]
     ops.ascend_(**kwargs, backend=backend)
     moved = [not torch.equal(x, y) for x, y in zip(kwargs["params"], clean, strict=True)]
-    expected = {"inf": [False], "zero": [False], "groups": [True, False, True, True, False]}.get(option, [True])
+    expected = {"inf": [False], "zero": [False], "noise_inf_q": [False], "groups": [True, False, True, True, False]}.get(option, [True])
     assert moved == (expected if len(expected) > 1 else expected * len(clean)), "perturbed what must stay, or not what must move"
     ops.restore_(kwargs["params"], kwargs["stash"], backend=backend)
     assert all(torch.equal(x, y) for x, y in zip(kwargs["params"], clean, strict=True))

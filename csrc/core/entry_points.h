@@ -36,6 +36,8 @@ struct AscendArgs {  // operands kW, kStash, and kG, kQ where present
   void* sq_norm;               // Acc[1]
   void* gram;                  // Acc[kGram], entry kGG written with |g|^2 over all tensors
   float* q_steps;              // [1] updates of q so far: the first one copies g
+  const int64_t* noise;        // (seed, offset) of random signs in the place of g, or null (philox.h)
+  uint32_t noise_stream;
 };
 
 struct DescendArgs {  // operands kW, and kStash, kH, kG, kQ, kM, kV, kVMax where present

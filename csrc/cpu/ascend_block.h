@@ -1,6 +1,7 @@
 // One block of the norm, the perturbation and the moving average, in the accumulation type.
 #pragma once
 #include "chunk_loop.h"
+#include "core/philox.h"
 #include "lanes.h"
 
 namespace samk {
@@ -22,7 +23,8 @@ struct Average {  // q <- keep q + add g
 #define SAMK_FOR_ACCUMULATOR(A)                                                                  \
   void sum_direction(const AscendBlock<A>& x, const Ascent<A>& a, Lanes<A, kAscendSums>& sum);   \
   void perturb_block(const AscendBlock<A>& x, const Ascent<A>& a, A* out);                       \
-  void average_block(A* q, const A* g, int64_t n, const Average<A>& a);
+  void average_block(A* q, const A* g, int64_t n, const Average<A>& a);                          \
+  void draw_signs(const SignSource& from, int64_t begin, int64_t n, A* to);
 SAMK_FOR_ACCUMULATOR(float)
 SAMK_FOR_ACCUMULATOR(double)
 #undef SAMK_FOR_ACCUMULATOR

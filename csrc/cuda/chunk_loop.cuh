@@ -29,7 +29,10 @@ __device__ __forceinline__ void step(const Cursor<T>& chunk, int reads, int writ
         x[j][k] = (kReads >> k & 1) == 0 ? Acc<T>(0)
                   : k < kQ               ? widen(bit_cast<Lanes<T, N>>(loaded[u].narrow[k]).lane[j])
                                          : bit_cast<Lanes<Acc<T>, N>>(loaded[u].wide[k - kQ]).lane[j];
-      body(x[j]);
+      if constexpr (std::is_invocable_v<Body&, Acc<T>(&)[kOperands], int, int>)
+        body(x[j], chunk.left - u * kThreads * N, j);
+      else
+        body(x[j]);
     }
     store<kWrites>(x, loaded[u], chunk, u * kThreads * N, writes);
   }
@@ -46,7 +49,8 @@ __device__ __forceinline__ void walk_by(Cursor<T>& chunk, int reads, int writes,
 }
 
 // Calls body(x) for every element of the chunk, x[k] being its value in operand k (0 where k is not read), widened; then stores what
-// the body left in x. `reads` and `writes` select at run time from kReads and kWrites. As many vectors are in flight as fit
+// the body left in x. A body with more arguments is told how many elements of the chunk are left from the first one of this vector on,
+// which the loop keeps anyway, and which one in the vector this is. `reads` and `writes` select at run time from kReads and kWrites. As many vectors are in flight as fit
 // kRegisters registers of the thread.
 template <int kReads, int kWrites, int kRegisters, class T, class Body>
 __device__ __forceinline__ void walk(const TensorTable& table, const Chunk& where, int reads, int writes, Body body) {

@@ -29,7 +29,8 @@ inline Phase phase_of(const std::string& name) {
 template <class Backend>
 void ascend(Tensor words, Tensor sq_norm, std::optional<Tensor> gram, std::optional<Tensor> q_steps, std::optional<Tensor> rho,
             std::optional<Tensor> direction_device, Tensor hyper, std::vector<double> direction, std::vector<double> ema, double eps,
-            bool normalize, std::string phase, Tensor workspace, int64_t device, int64_t stream) {
+            bool normalize, std::string phase, std::optional<Tensor> noise, int64_t noise_stream, Tensor workspace, int64_t device,
+            int64_t stream) {
   const Table table(words, Backend::chunk);
   const int64_t groups = table.check_hyper(hyper, kAscendHypers);
   AscendArgs args{};
@@ -48,6 +49,8 @@ void ascend(Tensor words, Tensor sq_norm, std::optional<Tensor> gram, std::optio
   args.sq_norm = scalar(sq_norm, 1, table.accumulator(), "sq_norm");
   args.gram = scalar(gram, kGram, table.accumulator(), "gram");
   args.q_steps = static_cast<float*>(scalar(q_steps, 1, kFlag, "q_steps"));
+  args.noise = static_cast<const int64_t*>(scalar(noise, 2, ScalarType::Long, "noise"));
+  args.noise_stream = uint32_t(noise_stream);
   Backend::run(args, groups, workspace, device, stream);
 }
 

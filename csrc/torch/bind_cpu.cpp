@@ -1,13 +1,10 @@
 // The CPU kernels as torch ops, on torch's own thread pool.
 #include "bind.h"
-#include "cpu/chunk_loop.h"
+#include "parallel_for.h"
 
 namespace {
 
-void parallel_for(int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-  if (count <= grain) return body(context, 0, count);  // also inside another parallel region
-  torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) { body(context, begin, end); });
-}
+using samk::parallel_for;
 
 struct Cpu {
   static constexpr int32_t chunk = samk::kCpuChunk;

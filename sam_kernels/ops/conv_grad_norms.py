@@ -22,6 +22,7 @@ from ..registry import call, declare
 from . import guards
 from .linear_grad_norms import _check_method
 from .lists import accumulator
+from .sample_grads import windows
 
 SCHEMA = (
     "(Tensor x, Tensor g, int samples, int[] kernel, int[] stride, int[] dilation, int groups, str method, bool weight, bool bias, "
@@ -31,12 +32,15 @@ METHODS = ("direct", "gram", "pixel_gram")
 Ints = Sequence[int]
 
 
-def windows(x: Tensor, out: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Tensor:
-    """View ``[N, C, *kernel, *out]`` of x ``[N, C, *spatial]``: what every tap of the kernel sees."""
-    steps = x.stride()[2:]
-    taps = [s * d for s, d in zip(steps, dilation, strict=True)]
-    moves = [s * d for s, d in zip(steps, stride, strict=True)]
-    return x.as_strided((*x.shape[:2], *kernel, *out), (*x.stride()[:2], *taps, *moves), x.storage_offset())
+def weight_grad(x: Tensor, g: Tensor, kernel: Ints, stride: Ints, dilation: Ints, groups: int) -> Tensor:
+    """The weight gradient alone, by torch's own kernel. x may be larger than what the kernel reaches."""
+    for dim, (size, k, s, d) in enumerate(zip(g.shape[2:], kernel, stride, dilation, strict=True), 2):
+        x = x.narrow(dim, 0, (size - 1) * s + (k - 1) * d + 1)
+    like = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel))
+    dims = [0] * len(kernel)
+    grads = torch.ops.aten.convolution_backward(g, x, like, None, stride, dims, dilation, False, dims, groups, (False, True, False))
+    weight: Tensor = grads[1]
+    return weight
 
 
 def reference(

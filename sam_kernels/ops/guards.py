@@ -36,8 +36,18 @@ def ascend(a: Arguments) -> None:
     if a["params"]:
         _groups(a, 4)
         _require(a["phase"] == "norm" or a["stash"], "stash is empty")
-        _require(a["grads"] or a["q"], "no direction is given")
+        _require(a["grads"] or a["q"] or a["noise"] is not None, "no direction is given")
+        _noise(a)
         _require(not a["ema"] or (a["grads"] and a["q"]), "ema needs q and grads")
+
+
+def _noise(a: Arguments) -> None:
+    state, stream = a["noise"], a["noise_stream"]
+    if state is not None:
+        fits = state.dtype == torch.int64 and state.numel() == 2 and state.device == a["params"][0].device and state.is_contiguous()
+        _require(fits, "noise is not (seed, offset) in int64 beside params")
+        _require(not a["grads"] and not a["ema"], "noise takes the place of grads, and takes no ema")
+    _require(0 <= stream < 1 << 32, "noise_stream does not fit 32 bits")
 
 
 def descend(a: Arguments) -> None:

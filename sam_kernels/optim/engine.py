@@ -111,7 +111,7 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
         for (part, grads), (hyper, rho), function in zip(selection, tables, functions, strict=True):
             b, stash = part.bucket, part.stash if phase != "norm" else []
             function(part.params, grads, stash, [], b.sq_norm, b.gram, None, rho, b.direction if on_device else None, part.rows, hyper,
-                     list(direction), [], eps, normalize, phase)  # fmt: skip
+                     list(direction), [], eps, normalize, phase, None, 0)  # fmt: skip
 
     buckets = [part.bucket for part, _ in selection]
     if len(buckets) > 1:
@@ -122,6 +122,24 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
     for part, _ in selection:
         torch.autograd.graph.increment_version(part.params)
         part.bucket.perturbed = part
+
+
+def perturb_signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> None:
+    """``w += delta z`` with random signs z for every trainable parameter of a group with rho != 0; the clean weights are stashed."""
+    hyper = [x for group in s.groups for x in (0.0 if _is_zero(group["rho"]) else delta, 0.0, 0.0, 0.0)]
+    parts = [bucket.part(tuple(i for i, p in enumerate(bucket.params) if p.requires_grad)) for bucket in buckets]
+    functions = [implementation(ascend.OP, bucket, s.backend) for bucket in buckets]
+    for stream, (part, function) in enumerate(zip(parts, functions, strict=True)):
+        b = part.bucket
+        b.sq_norm.fill_(1.0)  # given, and finite
+        function(part.params, [], part.stash, [], b.sq_norm, None, None, None, None, part.rows, hyper, [1.0, 0.0], [], 0.0, False, "update",
+                 noise.to(b.device), stream)  # fmt: skip
+        torch.autograd.graph.increment_version(part.params)
+        b.perturbed = part
+
+
+def _is_zero(rho: float | Tensor) -> bool:
+    return not isinstance(rho, Tensor) and rho == 0  # a radius on the device is not looked at
 
 
 def add_up(buckets: list[Bucket], shares: list[Tensor]) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor, nn
+
 from .plain import AMSGrad
-from .rules import Stable
+from .rules import Reweighted, Stable
 from .sam import SAM
 
 
@@ -28,3 +30,27 @@ class AdaSAM(SAM):
 
     def __init__(self, params: Iterable[Any], rho: float = 0.05, *, eps: float = 1e-8, **kwargs: Any) -> None:
         super().__init__(params, AMSGrad, rho, eps=0.0, initial_v=eps**2, **kwargs)
+
+
+class ReweightedSAM(SAM):
+    """Reweighted SAM (arXiv 2509.18001): ascent along ``sum_i p_i grad l_i``, ``p_i`` proportional to ``exp(lam |grad l_i|)``.
+
+    ``opt.step(losses, batch_size=len(y))``; see ``SAM.step``. ``lam=0`` is SAM, a large one ascends along the worst sample alone.
+
+    Args:
+        lam: inverse temperature, >= 0; it multiplies norms of unreduced, unscaled losses. A one-element tensor is read on the device.
+        relative: divide the norms by their mean first, so that ``lam`` keeps its meaning while gradients shrink.
+        estimator: ``"exact"`` (needs ``model``), ``"logits"`` (``losses`` returns ``ops.cross_entropy_sample(model(x), y)``) or
+            ``"finite_difference"``, the paper's: ``probes`` more forwards at ``w + delta z`` with random signs z.
+        batchnorm: policy of the exact norms, see ``per_sample.grad_norms``.
+
+    ``sample_norms`` ``[B]`` and ``sample_weights`` (a ``Gibbs``) are those of the last step.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], base_optimizer: Any, rho: float = 0.05, adaptive: bool = False, *, lam: float | Tensor,
+        estimator: str = "exact", relative: bool = False, delta: float = 1e-4, probes: int = 1, batchnorm: str = "error",
+        model: nn.Module | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        batch = Reweighted(lam, estimator, relative, delta, probes, batchnorm)
+        super().__init__(params, base_optimizer, rho, adaptive, batch=batch, model=model, **kwargs)

@@ -3,7 +3,7 @@
 =========  =====================================================  ===================
 rule       what it decides                                        values so far
 =========  =====================================================  ===================
-batch      what the ascent gradient is taken of                   ``WholeBatch``
+batch      what the ascent gradient is taken of                   ``WholeBatch``, ``Reweighted``
 ascent     the direction; ``adaptive``, ``eta`` and ``normalize``  ``Gradient``
            of the optimizer scale any direction
 descent    the coefficients of (h, g) in the base update          ``Plain``, ``Stable``
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from ..ops import Combination
 from ..ops.coefficients import entry_mask, needed_entries
+from .batches import WholeBatch
+from .reweighting import Reweighted
 
-
-@dataclass(frozen=True)
-class WholeBatch:
-    """The ascent gradient is that of the whole batch (SAM, arXiv 2010.01412)."""
+__all__ = ["Descent", "EveryStep", "Gradient", "Plain", "Reweighted", "Stable", "WholeBatch"]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo as eager  # as torch.optim does: options are data, not constants of a graph
 
 from ..batchnorm import frozen_batchnorm
+from ..ops.gibbs_weights import Gibbs
 from . import amp, engine
 from .bases import build_base, fused_name
+from .batches import BatchRule, WholeBatch
 from .bucket import Bucket
 from .generic import step_base
-from .rules import Descent, EveryStep, Gradient, Plain, WholeBatch
+from .rules import Descent, EveryStep, Gradient, Plain
 from .shared import SharedState, check_group
 
 
@@ -28,6 +30,8 @@ class SAM(SharedState):
         loss_fn(model(x), y).backward(); opt.second_step(zero_grad=True)
 
         loss = opt.step(closure)     # closure: forward, backward, return the loss; called twice, the clean loss comes back
+
+    Batch rules that look at samples take ``opt.step(losses, batch_size=B)`` instead, see ``step``.
 
     Args:
         params: parameters, named parameters, or parameter groups. ``rho``, ``adaptive`` and ``eta`` may be set per group, like
@@ -57,6 +61,8 @@ class SAM(SharedState):
     _step_supports_amp_scaling = True  # GradScaler leaves scale and found_inf to the step
     _norms: Bucket | None = None  # a bucket of the last ascent
     _first_scale: Tensor | None = None  # of the gradients of the last ascent, where it is known
+    sample_norms: Tensor | None = None  # [B]: what the batch rule of the last step knew of its samples,
+    sample_weights: Gibbs | None = None  # and made of it
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class SAM(SharedState):
         normalize: bool = True,
         perturb_eps: float = 1e-12,
         max_norm: float | None = None,
-        batch: WholeBatch | None = None,
+        batch: BatchRule | None = None,
         ascent: Gradient | None = None,
         descent: Descent | None = None,
         schedule: EveryStep | None = None,
@@ -91,9 +97,10 @@ class SAM(SharedState):
         self.defaults = {**self.base_optimizer.defaults, **self._own_defaults}
         self.max_norm = engine.has_limit(max_norm)
         self.normalize, self.perturb_eps, self.capturable = bool(normalize), float(perturb_eps), bool(capturable)
-        self.batch, self.ascent = _rule("batch", batch, WholeBatch), _rule("ascent", ascent, Gradient)
+        self.batch, self.ascent = _rule("batch", batch, BatchRule, WholeBatch), _rule("ascent", ascent, Gradient)
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
+        self.batch.check(self)
         self._fused = fused_name(self.base_optimizer)
         if self._fused is None and any(self.descent.coefficients.flat[15:30]):
             raise ValueError(f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use SGD")
@@ -112,6 +119,11 @@ class SAM(SharedState):
             RuntimeError: the parameters are already perturbed.
             TypeError, ValueError: sparse or sharded gradients, invalid hyperparameters; nothing has been written.
         """
+        if not isinstance(self.batch, WholeBatch):
+            raise RuntimeError(
+                f"first_step() with the batch rule {type(self.batch).__name__}, which needs the losses of the samples; use "
+                "step(losses, batch_size=len(y))"
+            )
         self._ascend(zero_grad, scaler)
 
     @eager
@@ -151,22 +163,30 @@ class SAM(SharedState):
         if zero_grad:
             self.zero_grad(set_to_none=True)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None) -> Any:
         """With a closure: both passes, returning the loss at the clean weights. Without: the second step, after ``first_step()``.
 
         The closure computes the loss, calls backward and returns the loss; gradients are cleared before each call. Afterwards
         ``.grad`` holds the gradients of the second pass. If it raises, the parameters are restored and the error passes on.
+
+        Batch rules other than ``WholeBatch`` take a function of sample positions instead, and call backward themselves::
+
+            def losses(index=None):  # None: the whole batch
+                xb, yb = (x, y) if index is None else (x[index], y[index])
+                return F.cross_entropy(model(xb), yb, reduction="none")  # [len]
+            loss = opt.step(losses, batch_size=len(y))  # the clean mean loss
         """
         if closure is None:
             return self._finish()
         self._require_clean("step(closure)")
+        first, second = self.batch.passes(self, closure, batch_size)
         self.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            loss = closure()
+            loss = first()
         self._ascend(zero_grad=True, own=True)
         try:
             with torch.enable_grad(), frozen_batchnorm(self.model):
-                closure()
+                second()
             self._descend()
         except BaseException:
             self.restore()
@@ -225,6 +245,20 @@ class SAM(SharedState):
         """Whether the step depends on the scale of the first gradient, so that a ``GradScaler`` has to be handed to ``first_step``,
         unless ``scaler.step`` itself takes the scale out of both."""
         return not self.normalize
+
+    def draw_noise(self) -> Tensor:
+        """Seed and offset of random signs, from torch's generator of the device of the first parameter."""
+        device = self._get_buckets()[0].device
+        return torch.randint(2**62, (2,), device=device)
+
+    @eager
+    @torch.no_grad()
+    def perturb_signs(self, noise: Tensor, delta: float) -> None:
+        """Move every weight by ``delta`` up or down at random, until ``restore()``."""
+        self._require_clean("perturb_signs()")
+        self._refresh_buckets()
+        self._phase = "perturbed"
+        engine.perturb_signs(self._get_buckets(), self._settings(), noise, delta)
 
     def _settings(self) -> engine.Settings:
         return engine.Settings(self.param_groups, self.backend, self.capturable)

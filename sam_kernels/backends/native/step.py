@@ -20,7 +20,8 @@ from .call import TAIL, native, tail
 SCHEMAS = {  # a table instead of the lists; numbers that grow with the groups as tensors
     "inner_products": "(Tensor table, float eta, Tensor(a!) gram, " + TAIL,
     "ascend_": "(Tensor table, Tensor(a!) sq_norm, Tensor(b!)? gram, Tensor(c!)? q_steps, Tensor? rho, Tensor? direction_device, "
-    "Tensor hyper, float[] direction, float[] ema, float eps, bool normalize, str phase, " + TAIL,
+    "Tensor hyper, float[] direction, float[] ema, float eps, bool normalize, str phase, Tensor? noise, "
+    "int noise_stream, " + TAIL,
     "descend_": "(Tensor table, Tensor(a!)? steps, Tensor(b!)? gram, Tensor? sq_norm, Tensor? found_inf, Tensor? loss_scale, Tensor? lr, "
     "Tensor hyper, str base, Tensor coefficients, bool write_q, bool match_norm, float max_norm, bool decay_at_perturbed, int needed, "
     "int given, " + TAIL,
@@ -94,19 +95,16 @@ def _inner_products(g: list[Tensor], h: list[Tensor], q: list[Tensor], weights: 
 def _ascend(
     params: list[Tensor], grads: list[Tensor], stash: list[Tensor], q: list[Tensor], sq_norm: Tensor, gram: Tensor | None,
     q_steps: Tensor | None, rho: Tensor | None, direction_device: Tensor | None, group: list[int], hyper: list[float],
-    direction: list[float], ema: list[float], eps: float, normalize: bool, phase: str,
+    direction: list[float], ema: list[float], eps: float, normalize: bool, phase: str, noise: Tensor | None, noise_stream: int,
 ) -> None:  # fmt: skip
-    if not params:
-        return (
-            OPS["ascend_"]
-            .implementations["reference"]
-            .function(
-                params, grads, stash, q, sq_norm, gram, q_steps, rho, direction_device, group, hyper, direction, ema, eps, normalize, phase
-            )
-        )
+    if not params:  # only scalars to write
+        return OPS["ascend_"].implementations["reference"].function(
+            params, grads, stash, q, sq_norm, gram, q_steps, rho, direction_device, group, hyper, direction, ema, eps, normalize, phase,
+            noise, noise_stream,
+        )  # fmt: skip
     table = _table("ascend_", (params, stash, (), grads, q, (), (), ()), group)
     native("ascend_")(table, sq_norm, gram, q_steps, rho, direction_device, _numbers(tuple(hyper)), direction, ema, eps, normalize, phase,
-                       *tail(sq_norm, len(params)))  # fmt: skip
+                       noise, noise_stream, *tail(sq_norm, len(params)))  # fmt: skip
     return None
 
 

@@ -4,6 +4,7 @@ The interpreter is chosen when Triton is imported: with TRITON_INTERPRET=1 in th
 only there, because their address tables would hand device addresses to the host.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,18 @@ from torch import Tensor
 
 from ...registry import OPS, implement
 
-NAMES = ("inner_products", "ascend_", "descend_", "linear_grad_norms", "conv_grad_norms")
+KERNELS = {  # op -> module and function of this package
+    "inner_products": ("inner_products", "inner_products"),
+    "ascend_": ("ascend", "ascend_"),
+    "descend_": ("descend", "descend_"),
+    "linear_grad_norms": ("linear_grad_norms", "linear_grad_norms"),
+    "conv_grad_norms": ("conv_grad_norms", "conv_grad_norms"),
+    "normalization_grads": ("normalization", "normalization_grads"),
+    "embedding_grad_norms": ("embedding", "embedding_grad_norms"),
+    "cross_entropy_sample": ("cross_entropy", "cross_entropy_sample"),
+    "cross_entropy_sample_backward": ("cross_entropy", "backward"),
+    "gibbs_weights": ("gibbs_weights", "gibbs_weights"),
+}
 
 
 def interpreted() -> bool:
@@ -38,21 +50,13 @@ def unusable() -> str | None:
 def register() -> None:
     """Attach the kernels to their ops, or record why they cannot run."""
     if why := unusable():
-        for name in NAMES:
+        for name in KERNELS:
             OPS[name].missing["triton"] = why
         return
-    from . import ascend, conv_grad_norms, descend, inner_products, linear_grad_norms
-
     devices = ("cpu",) if interpreted() else ("cuda",)
-    functions: tuple[Callable[..., Any], ...] = (
-        inner_products.inner_products,
-        ascend.ascend_,
-        descend.descend_,
-        linear_grad_norms.linear_grad_norms,
-        conv_grad_norms.conv_grad_norms,
-    )
-    for name, function in zip(NAMES, functions, strict=True):
-        implement(name, "triton", devices, (torch.float32, torch.bfloat16, torch.float16))(_on_its_device(function))
+    for name, (module, function) in KERNELS.items():
+        kernel = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        implement(name, "triton", devices, (torch.float32, torch.bfloat16, torch.float16))(_on_its_device(kernel))
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:

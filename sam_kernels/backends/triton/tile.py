@@ -13,6 +13,7 @@ after the cast to pointer, and belongs to the value it is given to; so each bran
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import table
 
@@ -24,6 +25,11 @@ PARTIALS = tl.constexpr(table.PARTIALS)
 ELEMENTS = {
     torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.uint16 if triton.knobs.runtime.interpret else tl.bfloat16,
 }  # fmt: skip
+
+
+def bits(x: Tensor) -> Tensor:
+    """``x`` as kernels take it: bf16 in the interpreter as its bits."""
+    return x.view(torch.uint16) if ELEMENTS[x.dtype] == tl.uint16 else x
 
 
 @triton.jit

@@ -1,0 +1,49 @@
+"""The ops over rows of logits and over norms: ``cross_entropy_sample``, its backward, ``gibbs_weights``."""
+
+import torch
+from torch import Tensor
+
+from ...ops.lists import accumulator
+from .call import TAIL, native, tail
+
+SCHEMAS = {  # with the outputs as arguments
+    "cross_entropy_sample": "(Tensor logits, Tensor target, float label_smoothing, int ignore_index, Tensor? weight, Tensor(a!) loss, "
+    "Tensor(b!) norm, Tensor(c!) log_norm, " + TAIL,
+    "cross_entropy_sample_backward": "(Tensor grad, Tensor logits, Tensor target, Tensor log_norm, float label_smoothing, "
+    "int ignore_index, Tensor? weight, Tensor(a!) out, " + TAIL,
+    "gibbs_weights": "(Tensor norms, float lam, Tensor? lam_device, bool relative, Tensor(a!) weights, Tensor(b!) ess, "
+    "Tensor(c!) log_partition, Tensor(d!) flag, " + TAIL,
+}
+
+
+def _cross_entropy(
+    logits: Tensor, target: Tensor, label_smoothing: float, ignore_index: int, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, dtype = len(logits), accumulator(logits.dtype)
+    loss, norm, log_norm = logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, 3, dtype=dtype)
+    native("cross_entropy_sample")(logits, target, label_smoothing, ignore_index, weight, loss, norm, log_norm, *tail(logits, 0))
+    return loss, norm, log_norm
+
+
+def _cross_entropy_backward(
+    grad: Tensor, logits: Tensor, target: Tensor, log_norm: Tensor, label_smoothing: float, ignore_index: int, weight: Tensor | None
+) -> Tensor:
+    out = logits.new_empty(logits.shape)
+    native("cross_entropy_sample_backward")(grad, logits, target, log_norm, label_smoothing, ignore_index, weight, out, *tail(logits, 0))
+    return out
+
+
+def _gibbs_weights(norms: Tensor, lam: float, lam_device: Tensor | None, relative: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulator(norms.dtype)
+    weights = norms.new_empty(len(norms), dtype=dtype)
+    ess, log_partition = (norms.new_empty((), dtype=dtype) for _ in range(2))
+    flag = norms.new_empty((), dtype=torch.int32)
+    native("gibbs_weights")(norms, lam, lam_device, relative, weights, ess, log_partition, flag, *tail(norms, 0))
+    return weights, ess, log_partition, flag
+
+
+FUNCTIONS = {
+    "cross_entropy_sample": _cross_entropy,
+    "cross_entropy_sample_backward": _cross_entropy_backward,
+    "gibbs_weights": _gibbs_weights,
+}

@@ -1,0 +1,129 @@
+"""Reweighted SAM (arXiv 2509.18001): the ascent follows the samples with the largest gradients.
+
+    p_i = exp(lam s_i) / sum_j exp(lam s_j),   s_i = |grad l_i(w)|,   ascent on sum_i p_i l_i(w),   descent on mean_i l_i(w + e)
+
+Where the norms s come from is the estimator's choice:
+
+=====================  =====================================================  ========================================
+estimator              s_i                                                    beyond a SAM step
+=====================  =====================================================  ========================================
+``exact``              norm of sample i's gradient, all trainable parameters  the norms; no second backward
+``logits``             norm of its gradient at the logits                     nothing
+``finite_difference``  root mean square over probes z = +-1 of                a forward for each probe
+                       (l_i(w + delta z) - l_i(w)) / delta
+=====================  =====================================================  ========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import per_sample
+from ..batchnorm import frozen_batchnorm
+from ..ops.gibbs_weights import Gibbs, gibbs_weights
+from ..per_sample.intercept import POLICIES
+from .batches import Losses, OfLosses, per_sample_losses
+
+if TYPE_CHECKING:
+    from .sam import SAM
+
+ESTIMATORS = ("exact", "logits", "finite_difference")
+
+
+@dataclass(frozen=True)
+class Reweighted(OfLosses):
+    """The batch rule of Reweighted SAM; options as in ``ReweightedSAM``."""
+
+    lam: float | Tensor
+    estimator: str = "exact"
+    relative: bool = False
+    delta: float = 1e-4
+    probes: int = 1
+    batchnorm: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}; expected one of {ESTIMATORS}")
+        if not isinstance(self.lam, Tensor) and not (isinstance(self.lam, int | float) and isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"lam is {self.lam!r}; expected a finite number >= 0 (0: every sample counts the same), or a tensor")
+        if not isinstance(self.delta, int | float) or not isfinite(self.delta) or self.delta <= 0:
+            raise ValueError(f"delta is {self.delta!r}; expected a finite number > 0, the length of a probe's step in every weight")
+        if not isinstance(self.probes, int) or self.probes < 1:
+            raise ValueError(f"probes is {self.probes!r}; expected an int >= 1")
+        if self.batchnorm not in POLICIES:
+            raise ValueError(f"batchnorm is {self.batchnorm!r}; expected one of {POLICIES}")
+
+    def check(self, optimizer: SAM) -> None:
+        if self.estimator == "exact" and optimizer.model is None:
+            raise ValueError("estimator 'exact' watches the layers of the model; pass model=, or choose 'logits' or 'finite_difference'")
+
+    def first(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
+        if self.estimator == "exact":
+            return self._exact(optimizer, losses, batch_size)
+        if self.estimator == "logits":
+            found, norms = per_sample_losses(losses(), batch_size)
+            if norms is None:
+                raise TypeError(
+                    "estimator 'logits' needs the norms beside the losses; return ops.cross_entropy_sample(model(x), y) from losses()"
+                )
+        else:
+            found, norms = self._probed(optimizer, losses, batch_size)
+        gibbs = self._weigh(optimizer, norms)
+        (gibbs.weights.to(found.dtype) * found).sum().backward()
+        return found.detach().mean()
+
+    def _exact(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
+        assert optimizer.model is not None
+        with per_sample.grad_norms(
+            optimizer.model, batch_size, weighted=True, reduction="sum", batchnorm=self.batchnorm, backend=optimizer.backend
+        ) as norms:
+            found = per_sample_losses(losses(), batch_size)[0]
+            found.sum().backward()
+        grads = norms.weighted_gradients(self._weigh(optimizer, norms.norm).weights)
+        for group in optimizer.param_groups:  # nobody else's gradients
+            for p in group["params"]:
+                p.grad = grads.get(p)
+        return found.detach().mean()
+
+    def _probed(self, optimizer: SAM, losses: Losses, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Losses with their graph, and the estimate. The probes come first: weights must not change between a forward and its backward."""
+        noise, probed = optimizer.draw_noise(), []
+        rewind = _random_state(noise.device)  # dropout drops the same in every forward
+        with torch.no_grad(), frozen_batchnorm(optimizer.model):
+            for _ in range(self.probes):
+                noise[1] += 1
+                optimizer.perturb_signs(noise, self.delta)
+                try:
+                    probed.append(per_sample_losses(losses(), batch_size)[0])
+                finally:
+                    optimizer.restore()
+                rewind()
+        found = per_sample_losses(losses(), batch_size)[0]
+        wide = torch.promote_types(found.dtype, torch.float32)
+        differences = torch.stack(probed).to(wide) - found.detach().to(wide)
+        return found, differences.square().mean(0).sqrt() / self.delta
+
+    def _weigh(self, optimizer: SAM, norms: Tensor) -> Gibbs:
+        optimizer.sample_norms = norms.detach()
+        optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
+        return optimizer.sample_weights
+
+
+def _random_state(device: torch.device) -> Callable[[], None]:
+    """A function that puts torch's generators back to where they are now."""
+    state = torch.get_rng_state()
+    if device.type != "cuda":
+        return lambda: torch.set_rng_state(state)
+    on_device = torch.cuda.get_rng_state(device)
+
+    def rewind() -> None:
+        torch.set_rng_state(state)
+        torch.cuda.set_rng_state(on_device, device)
+
+    return rewind

@@ -1,0 +1,312 @@
+"""The context: which parameters are watched, one sink for every call of a layer, and what is made of the sinks afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.inner_products import sq_norm
+from .intercept import POLICIES, Call, Intercept
+from .layers import Instrumented, Layer, cast
+
+REDUCTIONS = ("mean", "sum")
+
+
+@dataclass
+class Use:
+    """One call of one layer."""
+
+    layer: Layer
+    name: str
+    weight: Tensor | None  # the parameter, where it is trainable
+    bias: Tensor | None
+    sink: Tensor
+    keeper: Tensor | None
+    x: Tensor  # where the weighted form needs it
+    version: int
+
+
+class GradientNoise(NamedTuple):
+    """``trace``: of the covariance of the samples' gradients, unbiased; ``scale``: the simple noise scale, trace over the squared norm
+    of the true gradient, in samples."""
+
+    trace: Tensor
+    scale: Tensor
+
+
+class GradNorms:
+    """What ``grad_norms`` yields. See there."""
+
+    def __init__(
+        self, model: nn.Module, batch_size: int, weighted: bool, reduction: str, scale: float | Tensor | None, batchnorm: str,
+        per_layer: bool, backend: str | None,
+    ) -> None:  # fmt: skip
+        self.batch_size, self.weighted, self.backend, self._per_layer = batch_size, weighted, backend, per_layer
+        self._params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = {id(p): name for name, p in self._params.items()}
+        self._before = {name: None if p.grad is None else (id(p.grad), p.grad._version) for name, p in self._params.items()}
+        self._uses: list[Use] = []
+        self._scale = _scale_of(reduction, scale, batch_size)
+        self.mode = Intercept(self._names, batchnorm, self._run)
+
+    # ---- during the forward
+
+    def _run(self, call: Call) -> Tensor:
+        x = call.x if call.prepare is None else call.prepare(call.x)
+        weight, bias = call.weight, call.bias
+        watched = [p if p is not None and id(p) in self._names else None for p in (weight, bias)]
+        name = self._name_of(watched)
+        for p, mine in zip((weight, bias), watched, strict=True):
+            if mine is None and p is not None and p.requires_grad:
+                raise NotImplementedError(f"{name}: beside a trainable parameter it takes a weight that is computed; freeze one of them")
+        self._check_single_use(watched)
+        if self.weighted:
+            weight, bias = (None if p is None else p.detach() for p in (weight, bias))
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type) if call.low else torch.float32 if x.is_cuda else x.dtype
+            weight, bias = (cast(p, dtype) if call.low or x.is_cuda else p for p in (weight, bias))
+            x = cast(x, dtype)  # type: ignore[assignment]
+        try:
+            counts = (watched[0] is not None, watched[1] is not None)
+            layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        sink = torch.zeros(self.batch_size, dtype=layer.wide(x, weight), device=x.device, requires_grad=True)
+        keeper = layer.keeper(x, weight) if self.weighted else None
+        kept = x.detach() if self.weighted and layer.uses_x else x.new_empty(0)
+        self._uses.append(Use(layer, name, watched[0], watched[1], sink, keeper, kept, kept._version))
+        y: Tensor = Instrumented.apply(layer, x, weight, bias, sink, keeper)
+        return y
+
+    def _name_of(self, watched: list[Tensor | None]) -> str:
+        name = next(self._names[id(p)] for p in watched if p is not None)
+        return name.rpartition(".")[0] or "model"
+
+    def _check_single_use(self, watched: list[Tensor | None]) -> None:
+        """Inside of a backward a checkpoint runs its forward again; which of the two counts is known once the sinks are."""
+        if torch._C._current_graph_task_id() != -1:
+            return
+        known = {id(p) for use in self._uses for p in (use.weight, use.bias) if p is not None}
+        if again := [self._names[id(p)] for p in watched if p is not None and id(p) in known]:
+            raise NotImplementedError(_TWICE.format(again[0]))
+
+    # ---- after the backward
+
+    @property
+    def squared(self) -> Tensor:
+        """``[B]``, fp32 (fp64 for fp64 models): the squared norm of the gradient of each sample's own loss."""
+        uses = self._reached()
+        first = uses[0].sink
+        parts = torch.stack([_grad(use.sink).to(first.device, first.dtype) for use in uses])
+        return parts.sum(0) * self._scale_on(first).square()
+
+    @property
+    def norm(self) -> Tensor:
+        """``[B]``: the norm of the gradient of each sample's own loss."""
+        return self.squared.sqrt()
+
+    @property
+    def per_layer(self) -> dict[str, Tensor]:
+        """Module name -> ``[B]`` squared norms of its own parameters."""
+        if not self._per_layer:
+            raise RuntimeError("norms by layer were not asked for; pass per_layer=True")
+        return {use.name: _grad(use.sink) * self._scale_on(use.sink).square() for use in self._reached()}
+
+    def gradient_noise(self) -> GradientNoise:
+        """Trace of the covariance of the samples' gradients, and the simple noise scale (arXiv 1812.06162), on the device.
+
+        From this backward's own ``.grad``, which must have been None before; in the weighted form from what was kept.
+        """
+        if self.batch_size < 2:
+            raise ValueError("gradient_noise() needs at least 2 samples")
+        mean_square = self.squared.mean()
+        if self.weighted:
+            grads = list(self._weighted(torch.full_like(self.squared, 1 / self.batch_size)).values())
+            square = torch.stack([g.detach().double().square().sum().to(mean_square) for g in grads]).sum()
+        else:
+            square = self._mean_gradient_square(mean_square)
+        b = self.batch_size
+        trace = (mean_square - square) * (b / (b - 1))
+        return GradientNoise(trace, trace / ((b * square - mean_square) / (b - 1)))
+
+    def _mean_gradient_square(self, like: Tensor) -> Tensor:
+        if stale := [name for name, before in self._before.items() if before is not None]:
+            raise RuntimeError(
+                f"{stale[0]}.grad was there before this backward; call zero_grad() before the forward, or pass weighted=True"
+            )
+        if self._scale.numel() > 1:
+            raise RuntimeError("the mean gradient is not known with a scale per sample; pass weighted=True")
+        grads = [p.grad for p in self._params.values() if p.grad is not None]
+        total = torch.stack([sq_norm([g], backend=self.backend).to(like) for g in grads]).sum()
+        return total * (self._scale_on(like) / self.batch_size).square().reshape(())
+
+    def weighted_backward(self, weights: Tensor, accumulate: bool = False) -> None:
+        """``.grad = sum_i weights_i (gradient of sample i's own loss)`` for every trainable parameter, without a second backward.
+
+        Args:
+            weights: ``[B]``, floating, finite (checked on the CPU only: nothing here waits for a GPU).
+            accumulate: add to ``.grad`` instead of replacing it. Replaced, a parameter that the loss did not reach gets None.
+
+        Raises:
+            RuntimeError: not in the weighted form, before the backward, or an input of a layer was modified in place since.
+            TypeError, ValueError: weights of another shape or kind. Nothing has been written.
+        """
+        grads = self.weighted_gradients(weights)
+        for p in self._params.values():
+            grad = grads.get(p)
+            if accumulate and grad is not None and p.grad is not None:
+                p.grad += grad
+            elif grad is not None or not accumulate:
+                p.grad = grad
+
+    def weighted_gradients(self, weights: Tensor) -> dict[Tensor, Tensor]:
+        """What ``weighted_backward`` would write, parameter by parameter, without writing it."""
+        if not self.weighted:
+            raise RuntimeError("the weighted gradient needs what only the weighted form keeps; pass weighted=True to grad_norms()")
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            raise TypeError(
+                f"weights is {getattr(weights, 'dtype', type(weights).__name__)}; expected a floating-point tensor [{self.batch_size}]"
+            )
+        if weights.shape != (self.batch_size,):
+            raise ValueError(f"weights has shape {tuple(weights.shape)}; expected [{self.batch_size}], one per sample")
+        if not weights.is_cuda and not bool(torch.isfinite(weights).all()):
+            raise ValueError("weights has entries that are not finite; ops.gibbs_weights gives those samples 0")
+        return self._weighted(weights.detach())
+
+    @torch.no_grad()
+    def _weighted(self, weights: Tensor) -> dict[Tensor, Tensor]:
+        """Parameter -> weighted gradient."""
+        found: dict[Tensor, Tensor] = {}
+        for use in self._reached():
+            assert use.keeper is not None
+            if use.x._version != use.version:
+                raise RuntimeError(
+                    f"{use.name}: its input was modified in place after the forward; the weighted gradient needs it as it was"
+                )
+            c = weights.to(use.sink.device, use.sink.dtype) * self._scale_on(use.sink)
+            with torch.autocast(c.device.type, enabled=False):
+                made = use.layer.weighted(_grad(use.keeper), use.x, c)
+            for p, grad in zip((use.weight, use.bias), made, strict=True):
+                if p is not None and grad is not None:
+                    found[p] = grad.view(p.shape).to(p.dtype)
+        return found
+
+    def explain(self) -> str:
+        """A table of the calls that were seen: layer, shapes, the method for its norms, and the FLOPs of every method for one sample."""
+        rows = []
+        for use in self._uses:
+            costs = ", ".join(f"{name} {cost:.3g}" for name, cost in sorted(use.layer.costs().items(), key=lambda item: item[1]))
+            rows.append((use.name, use.layer.describe(), use.layer.method, costs))
+        rows.insert(0, ("module", "layer", "norms by", "FLOPs a sample"))
+        widths = [max(len(row[k]) for row in rows) for k in range(4)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def _reached(self) -> list[Use]:
+        """The calls whose sink has a gradient, once it is certain that no other gradient went by."""
+        uses = [use for use in self._uses if use.sink.grad is not None]
+        if not uses:
+            why = (
+                "call backward() on the loss first" if self._uses else "no layer with trainable parameters was called inside of the context"
+            )
+            raise RuntimeError(f"there are no per-sample norms yet: {why}")
+        seen: set[int] = set()
+        for use in uses:
+            for p in (use.weight, use.bias):
+                if p is not None and id(p) in seen:
+                    raise NotImplementedError(_TWICE.format(self._names[id(p)]))
+                seen.add(id(p))
+        for name, p in self._params.items():
+            now = None if p.grad is None else (id(p.grad), p.grad._version)
+            if id(p) not in seen and now is not None and now != self._before[name] and not self.weighted:
+                raise RuntimeError(
+                    f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, or a backward through "
+                    "an earlier forward); run the whole forward eagerly inside of the context"
+                )
+        return uses
+
+    def _scale_on(self, like: Tensor) -> Tensor:
+        return self._scale.to(like.device, like.dtype)
+
+
+_TWICE = (
+    "{} is used by two calls in one forward, and the norm of the sum of two gradients needs their product, which is not supported; "
+    "untie the weights, or take one context per forward"
+)
+
+
+def _grad(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
+def _scale_of(reduction: str, scale: float | Tensor | None, batch_size: int) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}: how the loss is made of the samples' losses")
+    factor = float(batch_size) if reduction == "mean" else 1.0
+    if isinstance(scale, Tensor) and scale.shape not in ((), (1,), (batch_size,)):
+        raise ValueError(f"scale has shape {tuple(scale.shape)}; expected [] or [{batch_size}]")
+    return torch.as_tensor(1.0 if scale is None else scale).detach() * factor
+
+
+@contextmanager
+def grad_norms(
+    model: nn.Module, batch_size: int, *, weighted: bool = False, reduction: str = "mean", scale: float | Tensor | None = None,
+    batchnorm: str = "error", per_layer: bool = False, backend: str | None = None,
+) -> Iterator[GradNorms]:  # fmt: skip
+    """Norms of the gradient of every sample, from the ordinary backward of an unmodified model::
+
+        with per_sample.grad_norms(model, batch_size=len(y)) as norms:
+            F.cross_entropy(model(x), y).backward()     # .grad as usual
+        norms.norm                                      # [B]
+
+        with per_sample.grad_norms(model, batch_size=len(y), weighted=True) as norms:
+            F.cross_entropy(model(x), y).backward()     # no weight gradient is computed
+        norms.weighted_backward(p)                      # .grad = sum_i p_i grad l_i, without a second backward
+
+    Exact for all trainable parameters together: Linear, Conv1d-3d, Embedding, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and the affine
+    part of BatchNorm, called as modules or functions. Frozen parameters do not count. A trainable parameter used in any other way, or
+    twice, raises. Samples lie one after the other along the first dimension of every layer's input. One forward and one backward per
+    context; the backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works, without its saving where weighted.
+
+    Args:
+        model: any module; only its parameters are looked at, nothing is replaced.
+        batch_size: number of samples B.
+        weighted: keep inputs and output gradients of all layers for ``weighted_backward`` (about one more copy of the activations), and
+            compute no weight gradients in the backward.
+        reduction: how the loss is made of the samples' losses, ``"mean"`` or ``"sum"``; norms are those of each sample's own loss.
+        scale: a number, or a tensor ``[]`` or ``[B]`` on the device, by which the samples' gradients are multiplied besides, for example
+            1 / loss scale, or tokens of the batch / tokens of the sample.
+        batchnorm: in training mode ``"error"``; ``"contribution"``: the share of the batch gradient that passes through the sample;
+            ``"frozen"``: running statistics, as in evaluation mode.
+        per_layer: also offer ``norms.per_layer``.
+        backend: a backend by name; by default the preferred one that is available.
+
+    Yields:
+        ``GradNorms``: ``squared``, ``norm``, ``per_layer``, ``gradient_noise()``, ``weighted_backward(w)``, ``explain()``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError, RuntimeError: in the forward, naming the module, before anything is written.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; expected the number of samples, an int >= 1")
+    if batchnorm not in POLICIES:
+        raise ValueError(f"batchnorm is {batchnorm!r}; expected one of {POLICIES}")
+    if getattr(_active, "norms", None) is not None:
+        raise RuntimeError("grad_norms() inside of another grad_norms(); leave the outer context first")
+    norms = _active.norms = GradNorms(model, batch_size, weighted, reduction, scale, batchnorm, per_layer, backend)
+    try:
+        with norms.mode:
+            yield norms
+    finally:
+        _active.norms = None
+
+
+_active = threading.local()

@@ -1,0 +1,199 @@
+"""From torch's functions to layers: a mode that sees every call in unmodified models, functional calls included.
+
+A function of the table below that is given a trainable parameter runs as an instrumented layer. Any other function that is given one and
+returns something differentiable would lose that part of the gradient, and raises instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import _make_grads
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from .conv import Conv
+from .embedding import Embedding
+from .layers import Common, Layer
+from .linear import Linear
+from .normalization import Normalization
+
+
+class Call(NamedTuple):
+    """What a handler makes of the arguments of a function; ``make`` is given x, weight and the first fields of a layer."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    make: Callable[..., Layer]
+    low: bool = False  # autocast runs it in its lower precision
+    prepare: Callable[[Tensor], Tensor] | None = None  # of x, differentiated by autograd
+
+
+Handler = Callable[..., Call]
+POLICIES = ("error", "contribution", "frozen")
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
+    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), low=True)
+
+
+def _conv(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Call:
+    dims = weight.dim() - 2
+    prepare = None
+    if isinstance(padding, str):
+        spans = [0] * dims if padding == "valid" else [(k - 1) * d for k, d in zip(weight.shape[2:], _each(dilation, dims), strict=True)]
+        padding = tuple(span // 2 for span in spans)
+        if odd := [n for span in reversed(spans) for n in (0, span % 2)]:  # "same" with an even kernel: one more on the right
+            prepare = (lambda x: F.pad(x, odd)) if any(odd) else None
+
+    def make(x: Tensor, w: Tensor, common: Common) -> Layer:
+        return Conv.of(x, w, common, stride, padding, dilation, groups)
+
+    return Call(input, weight, bias, make, low=True, prepare=prepare)
+
+
+def _each(value: Any, dims: int) -> Any:
+    return (value,) * dims if isinstance(value, int) else value
+
+
+def _embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Call:  # fmt: skip
+    if sparse or scale_grad_by_freq:
+        raise NotImplementedError("embedding() with sparse or scale_grad_by_freq has no gradient per sample here; switch both off")
+    if max_norm is not None:
+        with torch.no_grad():
+            torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
+    return Call(input, weight, None, lambda x, w, common: Embedding.of(x, w, common, padding_idx))
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Call:
+    return _over_features("layer", input, weight, bias, eps)
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Call:
+    return _over_features("rms", input, weight, None, torch.finfo(input.dtype).eps if eps is None else eps)
+
+
+def _over_features(kind: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
+    like = weight if weight is not None else bias
+    width = 0 if like is None else like.numel()
+    return Call(input, weight, bias, lambda x, w, common: Normalization.over_features(kind, x, width, common, eps))
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Call:
+    return _over_channels("group", input, num_groups, weight, bias, eps)
+
+
+def _over_channels(
+    kind: str, input: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+) -> Call:  # fmt: skip
+    def make(x: Tensor, w: Tensor, common: Common) -> Layer:
+        return Normalization.over_channels(kind, x, groups, common, eps)
+
+    return Call(input, weight, bias, make, prepare=prepare)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Call:  # fmt: skip
+    if use_input_stats and running_mean is None:
+        return _over_channels("group", input, input.shape[1], weight, bias, eps)
+    arguments = (running_mean, running_var, None, None, use_input_stats, momentum, eps)
+    return _over_channels("affine", input, input.shape[1], weight, bias, eps, lambda x: F.instance_norm(x, *arguments))
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *_: Any, policy: str,
+) -> Call:  # fmt: skip
+    training = training and not (policy == "frozen" and running_mean is not None)
+    if training and policy != "contribution":
+        raise ValueError(
+            "batch_norm() in training mode ties every sample's loss to the whole batch, so that a sample has no gradient of its own; pass "
+            'batchnorm="contribution" (the share of the batch gradient that passes through the sample), batchnorm="frozen" (running '
+            "statistics), or use GroupNorm"
+        )
+    arguments = (running_mean, running_var, None, None, training, momentum, eps)
+    return _over_channels("affine", input, input.shape[1], weight, bias, eps, lambda x: F.batch_norm(x, *arguments))
+
+
+HANDLERS: dict[Any, Handler] = {
+    F.linear: _linear, F.conv1d: _conv, F.conv2d: _conv, F.conv3d: _conv, F.embedding: _embedding, F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm, F.group_norm: _group_norm, F.instance_norm: _instance_norm, F.batch_norm: _batch_norm,
+}  # fmt: skip
+
+
+class Intercept(TorchFunctionMode):
+    """Sends the calls of ``HANDLERS`` on tracked parameters to ``run``."""
+
+    def __init__(self, tracked: dict[int, str], policy: str, run: Callable[[Call], Tensor]) -> None:
+        super().__init__()
+        self.tracked, self.policy, self.run = tracked, policy, run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.backward:  # in the mode: a checkpoint runs its forward again in there
+            with self:
+                return _backward(*args, **kwargs)
+        if func is F.batch_norm:
+            return self._batch_norm(func, args, kwargs)
+        used = [x for x in _tensors((args, kwargs.values())) if id(x) in self.tracked]
+        if not used or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        if handler := HANDLERS.get(func):
+            return self.run(handler(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if any(x.requires_grad and id(x) not in self.tracked for x in _tensors((out,))):
+            names = ", ".join(sorted({self.tracked[id(x)] for x in used}))
+            raise NotImplementedError(
+                f"{resolve_name(func) or func} uses the trainable parameters {names}, and its gradient per sample is not known here; "
+                "freeze them (requires_grad_(False)), use a layer that per_sample.grad_norms lists, or take them out of the forward"
+            )
+        return out
+
+    def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        call = _batch_norm(*args, **kwargs, policy=self.policy)
+        if any(id(p) in self.tracked for p in (call.weight, call.bias)):
+            return self.run(call)
+        if self.policy == "frozen":  # nothing of its own to train, but its statistics matter all the same
+            assert call.prepare is not None
+            y = call.prepare(call.x)
+            for p, apply in ((call.weight, torch.mul), (call.bias, torch.add)):
+                y = y if p is None else apply(y, p.view(-1, *[1] * (y.dim() - 2)))
+            return y
+        return func(*args, **kwargs)
+
+
+def _backward(
+    loss: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+) -> None:
+    """``Tensor.backward`` with the modes of the caller: both public functions step out of the mode before they start."""
+    gradients = _make_grads((loss,), (gradient,), is_grads_batched=False)
+    ends = () if inputs is None else tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+    keep = create_graph if retain_graph is None else retain_graph
+    _engine_run_backward((loss,), gradients, keep, create_graph, ends, allow_unreachable=True, accumulate_grad=True)
+
+
+def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
+    for x in values:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple | dict) or type(x).__name__ == "dict_values":
+            yield from _tensors(x.values() if isinstance(x, dict) else x)

@@ -1,0 +1,161 @@
+"""A layer inside of the backward pass: one autograd function for all of them, and what each kind has to say.
+
+The function takes two tensors more than the layer does, whose gradients are what is to be known: the ``sink`` ``[B]`` receives the
+squared norms of the samples' own gradients, the ``keeper`` what is needed to weight the samples afterwards. A keeper holds no memory (one
+zero, expanded), and its gradient is the output gradient itself, not a copy. No hook, no list that a backward writes to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..ops.linear_grad_norms import OP as LINEAR
+from ..ops.lists import accumulator
+from ..registry import call
+
+Saved = tuple[Tensor, ...]
+Common = tuple[int, bool, bool, str | None, bool]  # the first fields of a layer
+
+
+@dataclass(frozen=True)
+class Wants:
+    """Which gradients a backward is asked for."""
+
+    x: bool
+    weight: bool
+    bias: bool
+
+
+@dataclass
+class Grads:
+    norms: Tensor  # [B], squared
+    kept: Tensor  # the gradient of the keeper
+    x: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of one layer: its geometry, and which of its parameters count. Kinds of layers override all methods."""
+
+    samples: int
+    weight: bool
+    bias: bool
+    backend: str | None
+    keeps: bool  # the weighted form: what ``weighted`` needs is kept, and no gradient is asked for in the backward
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
+        """The output, and what ``backward`` needs."""
+        raise NotImplementedError
+
+    def backward(self, g: Tensor, saved: Saved, wants: Wants) -> Grads:
+        raise NotImplementedError
+
+    def output(self, x: Tensor, weight: Tensor | None) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of the output."""
+        raise NotImplementedError
+
+    def keeper(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """A tensor whose gradient ``weighted`` is given: by default the output gradient."""
+        return empty_keeper(*self.output(x, weight), x.device)
+
+    def wide(self, x: Tensor, weight: Tensor | None) -> torch.dtype:
+        """The dtype of norms."""
+        return accumulator(self.output(x, weight)[1])
+
+    def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """``sum_b c_b`` times the gradients of sample b, of weight and bias, in any shape of their size; None for what does
+        not count."""
+        raise NotImplementedError
+
+    @property
+    def uses_x(self) -> bool:
+        """Whether ``weighted`` needs the input."""
+        return self.method != "keep"
+
+    def costs(self) -> dict[str, float]:
+        """FLOPs for one sample by method, those of the weighted gradient included where it is to come; empty where there is no choice."""
+        return {}
+
+    @property
+    def method(self) -> str:
+        """The cheapest one."""
+        costs = self.costs()
+        return min(costs, key=lambda name: costs[name]) if costs else "sums"
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+
+def empty_keeper(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_()
+
+
+class Instrumented(torch.autograd.Function):
+    """``layer`` with a sink and, in the weighted form, a keeper."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: Layer, x: Tensor, weight: Tensor | None, bias: Tensor | None, sink: Tensor, keeper: Tensor | None
+    ) -> Tensor:
+        ctx.layer, ctx.device_type = layer, x.device.type
+        with torch.autocast(ctx.device_type, enabled=False):
+            y, saved = layer.forward(x, weight, bias)
+        ctx.save_for_backward(*saved)
+        ctx.shapes = tuple(None if p is None else p.shape for p in (weight, bias))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        _, x, weight, bias, _, keeper = ctx.needs_input_grad
+        with torch.autocast(ctx.device_type, enabled=False):
+            grads = ctx.layer.backward(g, ctx.saved_tensors, Wants(x, weight, bias))
+        dw, db = (d if d is None else d.view(shape) for d, shape in zip((grads.weight, grads.bias), ctx.shapes, strict=True))
+        return None, grads.x, dw, db, grads.norms, grads.kept if keeper else None
+
+
+def row_norms(rows: Tensor, backend: str | None) -> Tensor:
+    """Squared norms of the rows: those of a linear layer with one position and a gradient of one."""
+    ones = rows.new_ones(len(rows), 1, 1)
+    norms: Tensor = call(LINEAR, backend, rows[:, None], ones, "gram", True, False, False)[0]
+    return norms
+
+
+def split(row: Tensor, weights: int, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias gradient out of one row."""
+    return row[:weights], row[weights:] if bias else None
+
+
+def may_keep(x: Tensor, products: int, operands: int) -> bool:
+    """Whether each sample's gradient of ``products`` elements may stand in for the ``operands`` elements that it is made of."""
+    return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
+
+
+_MOST = 2
+
+
+def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
+    """``rows / samples`` rows belong to each sample, one sample after the other; an error where that cannot be."""
+    if samples < 1 or rows % samples or (x.dim() > 1 and x.shape[0] % samples):
+        raise ValueError(
+            f"{what} has shape {tuple(x.shape)}, whose first dimension is not a multiple of batch_size={samples}; expected the samples one "
+            "after the other along the first dimension: pass the batch size of this forward, or put the batch first"
+        )
+    return rows // samples
+
+
+def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As autocast would, outside of the function, so that autograd casts the gradient back."""
+    return x if x is None or not x.is_floating_point() or x.dtype == dtype else x.to(dtype)
+
+
+def scaled(x: Tensor, c: Tensor) -> Tensor:
+    """x with sample b times ``c_b``, rounded once."""
+    return (x * c.view(-1, *[1] * (x.dim() - 1))).to(x.dtype)
