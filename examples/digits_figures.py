@@ -86,9 +86,9 @@ def plot_correlations(steps: Sequence[int], values: dict[str, np.ndarray], color
         middle = runs.mean(0)
         if seeds > 1:
             deviation = runs.std(0, ddof=1)
-            axes.fill_between(steps, middle - deviation, middle + deviation, color=colors[name], alpha=0.14, linewidth=0)
+            axes.fill_between(steps, middle - deviation, middle + deviation, color=colors[name], alpha=0.1, linewidth=0)
         axes.plot(steps, middle, color=colors[name], linewidth=2.2, solid_capstyle="round", marker="o", markersize=3.5, clip_on=False)
-    bottom = min(0.0, np.floor(5 * min(runs.min() for runs in values.values())) / 5)
+    bottom = min(0.0, np.floor(5 * min(runs.mean(0).min() for runs in values.values())) / 5)  # bands may leave
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlim=(0, steps[-1] * 1.02), ylim=(bottom, 1.02), xlabel="training steps (logarithmic from 1 on)")
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:g}")

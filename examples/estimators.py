@@ -12,11 +12,11 @@ images with their noisy labels. Table and figure give its Spearman rank correlat
     logits             norm of the gradient at the logits (EL2N), from ``ops.cross_entropy_sample``
     last layer         exact norm of the gradient of the last linear layer alone
     norm layers        exact norm of the gradient of the GroupNorm layers alone
-    1, 4, 16 probes    finite differences along random signs, as ReweightedSAM takes them; of 16 probes, the mean over the disjoint
-                       groups of 1 or 4
+    1, 4, 16 probes    finite differences along random signs, as ReweightedSAM takes them; the mean over disjoint groups of 64 probes
 
 The last column, the standard deviation of the logarithm of the exact norm over the batch, says how much there is to rank: a probe
-adds noise with a standard deviation of 1.1 to it, whatever it is.
+adds noise with a standard deviation of about 1.1 to it, whatever it is. All samples share the signs, so that one draw may favour many
+of them alike: results of single draws differ a lot.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from sam_kernels import ops, per_sample
 from sam_kernels.optim import SAM
 
-SAMPLES, PROBES, DELTA = 256, 16, 1e-4  # DELTA is ReweightedSAM's default
+SAMPLES, DRAWN, DELTA = 256, 64, 1e-4  # DELTA is ReweightedSAM's default
 COLORS = {"loss": "#7a828c", "logits": "#c2255c", "last layer": "#0b6fd6", "norm layers": "#2b8a3e",
           "1 probe": "#dca63a", "4 probes": "#a87400", "16 probes": "#634700"}  # fmt: skip
 SPREAD = "s.d. of log"
@@ -52,10 +52,10 @@ def exact(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Ten
 
 @torch.no_grad()
 def differences(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """``[PROBES, B]``: change of every loss over DELTA, for a step of DELTA up or down in every weight."""
+    """``[DRAWN, B]``: change of every loss over DELTA, for a step of DELTA up or down in every weight."""
     optimizer, found = SAM(model.parameters(), "sgd", lr=0.0), []
     before, noise = ops.cross_entropy_sample(model(x), y).loss, optimizer.draw_noise()
-    for _ in range(PROBES):
+    for _ in range(DRAWN):
         noise[1] += 1
         optimizer.perturb_signs(noise, DELTA)
         found.append((ops.cross_entropy_sample(model(x), y).loss - before) / DELTA)
@@ -73,7 +73,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     with torch.no_grad():
         loss, at_logits = ops.cross_entropy_sample(model(x), y)
     squares = differences(model, x, y).square()
-    probes = {f"{n} probe{'s' * (n > 1)}": squares.view(-1, n, len(y)).mean(1).sqrt() for n in (1, 4, PROBES)}
+    probes = {f"{n} probe{'s' * (n > 1)}": squares.view(-1, n, len(y)).mean(1).sqrt() for n in (1, 4, 16)}
     found = {name: correlation(row, norms) for name, row in {"loss": loss, "logits": at_logits, **layers, **probes}.items()}
     return {**found, SPREAD: norms.log().std().item()}
 

@@ -119,10 +119,11 @@ def call(op: Op, backend: str | None, *arguments: Any) -> Any:
 
 def show_backends() -> str:
     """Table of op x backend for CPU and CUDA tensors in fp32: ``*`` chosen, ``+`` available, else why not. Printed and returned."""
-    lines, reasons = [f"{'op':<16}{'device':<8}" + "".join(f"{name:<11}" for name in BACKENDS)], {}
+    width = max(map(len, OPS)) + 2
+    lines, reasons = [f"{'op':<{width}}{'device':<8}" + "".join(f"{name:<11}" for name in BACKENDS)], {}
     for op in OPS.values():
         for device in ("cpu", "cuda"):
-            chosen, row = op.chosen(device, torch.float32), f"{op.name:<16}{device:<8}"
+            chosen, row = op.chosen(device, torch.float32), f"{op.name:<{width}}{device:<8}"
             for backend in BACKENDS:
                 found = op.implementations.get(backend)
                 why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)

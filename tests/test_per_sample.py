@@ -1,5 +1,6 @@
 """Per-sample norms against one sample at a time: every form of every layer, whole models, and batch normalization."""
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from per_sample_models import LAYERS, MODELS, TINY, Case, Transformer, data, randomized, resnet
-from per_sample_oracle import B, Place, check, contributions, error, everywhere, on, oracle, run, squares, tiny
+from per_sample_oracle import BOUND, B, Place, check, contributions, error, everywhere, on, oracle, run, squares, tiny
 from torch import Tensor, nn
 
 from sam_kernels import per_sample
@@ -62,11 +63,13 @@ def test_the_output_is_that_of_the_model(name: str, dtype: torch.dtype, weighted
     """Up to a few roundings of it: InstanceNorm and BatchNorm round between what they normalize and their scale."""
     model, x = LAYERS[name].model(dtype), LAYERS[name].input(dtype)
     x = x * 1e-3 if name == "rms_norm" else x  # there eps counts
-    want = LAYERS[name].model(dtype)(x)
+    plain = LAYERS[name].model(dtype)
+    want = plain(x)
     with per_sample.grad_norms(model, B, weighted=weighted):
         got = model(x)
     worst = (got - want).abs().max().item() / want.abs().max().item()
     assert got.dtype == want.dtype and worst <= 4 * torch.finfo(dtype).eps
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
 
 
 # ---- random shapes
@@ -128,14 +131,38 @@ def test_normalization_of_any_shape(backend: str | None, b: int, middle: list[in
 @pytest.mark.parametrize("method", ["direct", "gram", "pixel_gram"])
 @pytest.mark.parametrize("name", ["linear 3d direct", "linear 3d gram", "conv2d groups", "conv2d stride that leaves a rest", "conv1d same"])
 def test_methods_agree(name: str, method: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    if place[0] == "triton" and place[1] == "cpu" and name.startswith("conv2d"):
-        pytest.skip("slow in the interpreter")
     if name.startswith("linear") and method == "pixel_gram":
         method = "gram"
     model = LAYERS[name].model()
     backend = on(place, model)
     monkeypatch.setattr(Layer, "method", property(lambda _: method))
     check(model, LAYERS[name].input(samples=2), backend)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("linear", "conv"))])
+def test_weighted_gradient_out_of_inputs_and_output_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small layers of ``test_layer`` mostly keep each sample's gradient; the large ones of real models do not."""
+    monkeypatch.setattr(Layer, "method", property(lambda _: "direct"))
+    check(LAYERS[name].model(torch.float64), LAYERS[name].input(torch.float64), None)
+
+
+@everywhere
+@pytest.mark.parametrize(("name", "shape"), [("linear", (8, 64)), ("conv1d", (64, 24)), ("conv2d", (64, 6, 6))])
+def test_gradients_that_cancel_have_no_negative_norm(name: str, shape: tuple[int, ...], place: Place) -> None:
+    """Equal positions whose gradients sum to 0, as those of keys do in attention: a Gram form may leave either sign."""
+    wide = {"linear": lambda: nn.Linear(64, 64, bias=False), "conv1d": lambda: nn.Conv1d(64, 64, 1, bias=False)}
+    model = Case(wide.get(name, lambda: nn.Conv2d(64, 64, 3, bias=False)), ()).model()
+    backend, along = on(place, model), 1 if name == "linear" else -1
+    x = data((8, *shape)).to(place[1])
+    x = x[:, :1].expand(-1, 8, -1) if name == "linear" else x.flatten(2)[..., :1].expand(-1, -1, x[0, 0].numel()).reshape(x.shape)
+
+    def loss(y: Tensor) -> Tensor:
+        c = data(y.shape).to(y) if name == "linear" else data(y.flatten(2).shape).to(y)
+        return ((c - c.mean(along, keepdim=True)) * (y if name == "linear" else y.flatten(2))).flatten(1).sum(1)
+
+    norms = run(model, x, loss, backend=backend)
+    assert norms.norm.isfinite().all(), f"squared norms {norms.squared.tolist()}"
+    assert norms.norm.max() <= 1
 
 
 def test_explain_names_modules_and_methods() -> None:
@@ -158,7 +185,7 @@ def test_explain_names_modules_and_methods() -> None:
 def test_the_cheapest_method_of_a_convolution() -> None:
     def of(t: int, c: int, p: int, k: int) -> Conv:
         w = torch.empty(p, c, k, k)
-        return Conv.of(2, torch.empty(2, c, t + k - 1, t + k - 1), w, (True, True), None, 1, 0, 1, 1)
+        return Conv.of(torch.empty(2, c, t + k - 1, t + k - 1), w, (2, True, True, None, False), 1, 0, 1, 1)
 
     assert of(32, 3, 8, 3).method == "direct" and of(4, 512, 512, 3).method == "pixel_gram"
     assert all(of(*shape).costs()[of(*shape).method] == min(of(*shape).costs().values()) for shape in [(8, 16, 16, 1), (2, 9, 99, 5)])
@@ -224,6 +251,11 @@ def test_batchnorm_contribution(kind: type[nn.Module], dtype: torch.dtype, place
     want = contributions(model, x)
     assert error(squares(oracle(model.eval(), x)), squares(want)) > 0.1  # it is another quantity
     check(model.train(), x, on(place, model), want=want, batchnorm="contribution")
+    plain, again = copy.deepcopy(model), copy.deepcopy(model)
+    plain(x.to(place[1]))
+    run(again, x.to(place[1]), batchnorm="contribution")
+    for got, there in zip(again.buffers(), plain.buffers(), strict=True):
+        assert (got - there).abs().max().item() <= BOUND[dtype] * there.abs().max().item()
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -59,7 +59,7 @@ def reference(
             products = torch.einsum("bigpt,bigdt->bgpd", outputs, patches)
             norms += products.square().sum((1, 2, 3))
         else:  # the two Gram methods differ in how they come by the patches' inner products
-            norms += ((patches.mT @ patches) * (outputs.mT @ outputs)).sum((1, 2, 3, 4))
+            norms += ((patches.mT @ patches) * (outputs.mT @ outputs)).sum((1, 2, 3, 4)).clamp(min=0)
         if grads:
             dw = torch.einsum("bigpt,bigdt->gpd", outputs, patches).reshape(g.shape[1], x.shape[1] // groups, *kernel).to(low)
     if bias:

@@ -125,8 +125,8 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
 
 
 def perturb_signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> None:
-    """``w += delta z`` with random signs z for every trainable parameter of a group with rho != 0; the clean weights are stashed."""
-    hyper = [x for group in s.groups for x in (0.0 if _is_zero(group["rho"]) else delta, 0.0, 0.0, 0.0)]
+    """``w += delta z`` with random signs z for every trainable parameter, whatever its rho; the clean weights are stashed."""
+    hyper = [delta, 0.0, 0.0, 0.0] * len(s.groups)
     parts = [bucket.part(tuple(i for i, p in enumerate(bucket.params) if p.requires_grad)) for bucket in buckets]
     functions = [implementation(ascend.OP, bucket, s.backend) for bucket in buckets]
     for stream, (part, function) in enumerate(zip(parts, functions, strict=True)):
@@ -136,10 +136,6 @@ def perturb_signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: floa
                  noise.to(b.device), stream)  # fmt: skip
         torch.autograd.graph.increment_version(part.params)
         b.perturbed = part
-
-
-def _is_zero(rho: float | Tensor) -> bool:
-    return not isinstance(rho, Tensor) and rho == 0  # a radius on the device is not looked at
 
 
 def add_up(buckets: list[Bucket], shares: list[Tensor]) -> None:

@@ -41,7 +41,9 @@ class ReweightedSAM(SAM):
         lam: inverse temperature, >= 0; it multiplies norms of unreduced, unscaled losses. A one-element tensor is read on the device.
         relative: divide the norms by their mean first, so that ``lam`` keeps its meaning while gradients shrink.
         estimator: ``"exact"`` (needs ``model``), ``"logits"`` (``losses`` returns ``ops.cross_entropy_sample(model(x), y)``) or
-            ``"finite_difference"``, the paper's: ``probes`` more forwards at ``w + delta z`` with random signs z.
+            ``"finite_difference"``, the paper's: ``probes`` more forwards at ``w + delta z`` with random signs z from torch's generator
+            (pass ``model`` where it has BatchNorm, which would count the probes). Norms are over all trainable parameters, those of
+            groups with ``rho=0`` included.
         batchnorm: policy of the exact norms, see ``per_sample.grad_norms``.
 
     ``sample_norms`` ``[B]`` and ``sample_weights`` (a ``Gibbs``) are those of the last step.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.inner_products import sq_norm
+from ..registry import OPS, check_name
 from .intercept import POLICIES, Call, Intercept
 from .layers import Instrumented, Layer, cast
 
@@ -44,16 +45,16 @@ class GradNorms:
     """What ``grad_norms`` yields. See there."""
 
     def __init__(
-        self, model: nn.Module, batch_size: int, weighted: bool, reduction: str, scale: float | Tensor | None, batchnorm: str,
+        self, model: nn.Module, batch_size: int, weighted: bool, reduction: str, scale: float | Tensor | None,
         per_layer: bool, backend: str | None,
     ) -> None:  # fmt: skip
         self.batch_size, self.weighted, self.backend, self._per_layer = batch_size, weighted, backend, per_layer
         self._params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {id(p): name for name, p in self._params.items()}
-        self._before = {name: None if p.grad is None else (id(p.grad), p.grad._version) for name, p in self._params.items()}
+        self._before = self._gradients_now()
         self._uses: list[Use] = []
         self._scale = _scale_of(reduction, scale, batch_size)
-        self.mode = Intercept(self._names, batchnorm, self._run)
+        self._after: dict[str, tuple[int, int] | None] | None = None  # state of .grad when the context was left, backward done
 
     # ---- during the forward
 
@@ -116,7 +117,11 @@ class GradNorms:
         """Module name -> ``[B]`` squared norms of its own parameters."""
         if not self._per_layer:
             raise RuntimeError("norms by layer were not asked for; pass per_layer=True")
-        return {use.name: _grad(use.sink) * self._scale_on(use.sink).square() for use in self._reached()}
+        found: dict[str, Tensor] = {}
+        for use in self._reached():
+            squared = _grad(use.sink) * self._scale_on(use.sink).square()
+            found[use.name] = found[use.name] + squared if use.name in found else squared
+        return found
 
     def gradient_noise(self) -> GradientNoise:
         """Trace of the covariance of the samples' gradients, and the simple noise scale (arXiv 1812.06162), on the device.
@@ -151,6 +156,7 @@ class GradNorms:
 
         Args:
             weights: ``[B]``, floating, finite (checked on the CPU only: nothing here waits for a GPU).
+                A sample that is not finite itself spoils the sum at weight 0 too, as it would in a weighted loss.
             accumulate: add to ``.grad`` instead of replacing it. Replaced, a parameter that the loss did not reach gets None.
 
         Raises:
@@ -176,7 +182,7 @@ class GradNorms:
         if weights.shape != (self.batch_size,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}; expected [{self.batch_size}], one per sample")
         if not weights.is_cuda and not bool(torch.isfinite(weights).all()):
-            raise ValueError("weights has entries that are not finite; ops.gibbs_weights gives those samples 0")
+            raise ValueError("weights has entries that are not finite; expected finite ones: see the flag of ops.gibbs_weights")
         return self._weighted(weights.detach())
 
     @torch.no_grad()
@@ -221,14 +227,23 @@ class GradNorms:
                 if p is not None and id(p) in seen:
                     raise NotImplementedError(_TWICE.format(self._names[id(p)]))
                 seen.add(id(p))
+        after = self._after or self._gradients_now()
         for name, p in self._params.items():
-            now = None if p.grad is None else (id(p.grad), p.grad._version)
-            if id(p) not in seen and now is not None and now != self._before[name] and not self.weighted:
+            if id(p) not in seen and after[name] is not None and after[name] != self._before[name]:
                 raise RuntimeError(
-                    f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, or a backward through "
-                    "an earlier forward); run the whole forward eagerly inside of the context"
+                    f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, a custom function, or "
+                    "a forward that a checkpoint ran again outside of the context); run forward and backward eagerly inside of the context"
                 )
+        self._after = after  # what happens to .grad from now on is no concern of these norms
         return uses
+
+    def _gradients_now(self) -> dict[str, tuple[int, int] | None]:
+        return {name: None if p.grad is None else (id(p.grad), p.grad._version) for name, p in self._params.items()}
+
+    def close(self) -> None:
+        """Remember what the backward has written, if there was one."""
+        if any(use.sink.grad is not None for use in self._uses):
+            self._after = self._after or self._gradients_now()
 
     def _scale_on(self, like: Tensor) -> Tensor:
         return self._scale.to(like.device, like.dtype)
@@ -301,12 +316,23 @@ def grad_norms(
         raise ValueError(f"batchnorm is {batchnorm!r}; expected one of {POLICIES}")
     if getattr(_active, "norms", None) is not None:
         raise RuntimeError("grad_norms() inside of another grad_norms(); leave the outer context first")
-    norms = _active.norms = GradNorms(model, batch_size, weighted, reduction, scale, batchnorm, per_layer, backend)
+    _check_backend(model, backend)
+    norms = _active.norms = GradNorms(model, batch_size, weighted, reduction, scale, per_layer, backend)
     try:
-        with norms.mode:
+        with Intercept(norms._names, batchnorm, norms._run):
             yield norms
     finally:
+        norms.close()
         _active.norms = None
+
+
+def _check_backend(model: nn.Module, backend: str | None) -> None:
+    """One that is asked for by name must serve every kind of layer, before anything is computed."""
+    if backend is not None:
+        check_name(backend)
+        for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.requires_grad}:
+            for name in ("linear_grad_norms", "conv_grad_norms", "embedding_grad_norms", "normalization_grads"):
+                OPS[name].named(backend, device, dtype)
 
 
 _active = threading.local()

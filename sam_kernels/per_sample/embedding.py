@@ -33,7 +33,7 @@ class Embedding(Layer):
 
     def backward(self, g: Tensor, saved: Saved, wants: Wants) -> Grads:
         (ids,) = saved
-        norms = call(OP, self.backend, ids.reshape(self.samples, -1).contiguous(), self._rows(g).contiguous(), self.padding_idx)
+        norms = call(OP, self.backend, ids.reshape(self.samples, -1).contiguous().long(), self._rows(g).contiguous(), self.padding_idx)
         return Grads(norms, g, weight=self._table(g, ids) if wants.weight else None)
 
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:

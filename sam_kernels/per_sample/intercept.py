@@ -7,6 +7,7 @@ returns something differentiable would lose that part of the gradient, and raise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd import _make_grads
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from ..ops.lists import accumulator
 from .conv import Conv
 from .embedding import Embedding
 from .layers import Common, Layer
@@ -69,10 +71,15 @@ def _embedding(
 ) -> Call:  # fmt: skip
     if sparse or scale_grad_by_freq:
         raise NotImplementedError("embedding() with sparse or scale_grad_by_freq has no gradient per sample here; switch both off")
-    if max_norm is not None:
-        with torch.no_grad():
-            torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
-    return Call(input, weight, None, lambda x, w, common: Embedding.of(x, w, common, padding_idx))
+
+    def make(x: Tensor, w: Tensor, common: Common) -> Layer:
+        layer = Embedding.of(x, w, common, padding_idx)
+        if max_norm is not None:
+            with torch.no_grad():
+                torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
+        return layer
+
+    return Call(input, weight, None, make)
 
 
 def _layer_norm(
@@ -82,7 +89,7 @@ def _layer_norm(
 
 
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Call:
-    return _over_features("rms", input, weight, None, torch.finfo(input.dtype).eps if eps is None else eps)
+    return _over_features("rms", input, weight, None, torch.finfo(accumulator(input.dtype)).eps if eps is None else eps)
 
 
 def _over_features(kind: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
@@ -155,30 +162,43 @@ class Intercept(TorchFunctionMode):
         used = [x for x in _tensors((args, kwargs.values())) if id(x) in self.tracked]
         if not used or not torch.is_grad_enabled():
             return func(*args, **kwargs)
+        names = ", ".join(sorted({self.tracked[id(x)] for x in used}))
         if handler := HANDLERS.get(func):
-            return self.run(handler(*args, **kwargs))
+            return self._layer(names, handler, args, kwargs)
         out = func(*args, **kwargs)
         if any(x.requires_grad and id(x) not in self.tracked for x in _tensors((out,))):
-            names = ", ".join(sorted({self.tracked[id(x)] for x in used}))
-            raise NotImplementedError(
-                f"{resolve_name(func) or func} uses the trainable parameters {names}, and its gradient per sample is not known here; "
-                "freeze them (requires_grad_(False)), use a layer that per_sample.grad_norms lists, or take them out of the forward"
-            )
+            raise NotImplementedError(_UNKNOWN.format(resolve_name(func) or func, names))
         return out
 
+    def _layer(self, names: str, handler: Handler, args: Any, kwargs: Any) -> Tensor:
+        try:
+            call = handler(*args, **kwargs)
+        except (ValueError, NotImplementedError) as error:
+            raise type(error)(f"{names}: {error}") from None
+        if id(call.x) in self.tracked:
+            raise NotImplementedError(_UNKNOWN.format("a layer's input", names))
+        return self.run(call)
+
     def _batch_norm(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
+        affine = [p for p in (*args[3:5], kwargs.get("weight"), kwargs.get("bias")) if id(p) in self.tracked]
+        handler = partial(_batch_norm, policy=self.policy)
+        if torch.is_grad_enabled() and affine:
+            return self._layer(", ".join(self.tracked[id(p)] for p in affine), handler, args, kwargs)
+        if torch.is_grad_enabled() or self.policy == "frozen":
+            call = handler(*args, **kwargs)
+        if self.policy != "frozen":
             return func(*args, **kwargs)
-        call = _batch_norm(*args, **kwargs, policy=self.policy)
-        if any(id(p) in self.tracked for p in (call.weight, call.bias)):
-            return self.run(call)
-        if self.policy == "frozen":  # nothing of its own to train, but its statistics matter all the same
-            assert call.prepare is not None
-            y = call.prepare(call.x)
-            for p, apply in ((call.weight, torch.mul), (call.bias, torch.add)):
-                y = y if p is None else apply(y, p.view(-1, *[1] * (y.dim() - 2)))
-            return y
-        return func(*args, **kwargs)
+        assert call.prepare is not None
+        y = call.prepare(call.x)  # nothing of its own to train, but its statistics matter all the same
+        for p, apply in ((call.weight, torch.mul), (call.bias, torch.add)):
+            y = y if p is None else apply(y, p.view(-1, *[1] * (y.dim() - 2)))
+        return y
+
+
+_UNKNOWN = (
+    "{} uses the trainable parameters {}, and its gradient per sample is not known here; freeze them (requires_grad_(False)), use a layer "
+    "that per_sample.grad_norms lists, or take them out of the forward"
+)
 
 
 def _backward(

@@ -114,6 +114,9 @@ class Instrumented(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        if getattr(ctx, "done", False):
+            raise RuntimeError("a second backward through one forward: norms of two gradients would add up; run the forward again")
+        ctx.done = True
         _, x, weight, bias, _, keeper = ctx.needs_input_grad
         with torch.autocast(ctx.device_type, enabled=False):
             grads = ctx.layer.backward(g, ctx.saved_tensors, Wants(x, weight, bias))
@@ -138,7 +141,7 @@ def may_keep(x: Tensor, products: int, operands: int) -> bool:
     return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
 
 
-_MOST = 2
+_MOST = 4
 
 
 def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
@@ -152,8 +155,8 @@ def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
 
 
 def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """As autocast would, outside of the function, so that autograd casts the gradient back."""
-    return x if x is None or not x.is_floating_point() or x.dtype == dtype else x.to(dtype)
+    """As autocast would, which leaves fp64 alone; outside of the function, so that autograd casts the gradient back."""
+    return x if x is None or not x.is_floating_point() or x.dtype in (dtype, torch.float64) else x.to(dtype)
 
 
 def scaled(x: Tensor, c: Tensor) -> Tensor:

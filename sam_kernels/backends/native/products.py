@@ -52,7 +52,7 @@ def gram(a: Operand, g: Operand, at: slice, rows: int) -> Tensor:
         for j in starts[i // TILE :]:
             products, others = (torch.bmm(x[:, :, i : i + TILE].mT, x[:, :, j : j + TILE]) for x in (left, right))
             norms.add_(row_dots(products, others, rows), alpha=1 if i == j else 2)
-    return norms
+    return norms.clamp_(min=0)  # differences of rounding may fall below
 
 
 def linear_grad_norms(a: Tensor, g: Tensor, method: str, weight: bool, bias: bool, grads: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +142,7 @@ def _pixel_gram(x: Tensor, outputs: Tensor, at: slice, groups: int, out: Ints, k
     norms = outputs.new_empty(len(outputs))
     filled = ([1] * (3 - len(values)) + list(values) for values in (x.shape[2:], out, kernel, stride, dilation))
     native("pixel_gram")(r, k, norms, [value for values in filled for value in values])
-    return norms.view(-1, groups).sum(1)
+    return norms.view(-1, groups).sum(1).clamp_(min=0)
 
 
 FUNCTIONS = {"linear_grad_norms": linear_grad_norms, "conv_grad_norms": conv_grad_norms}

@@ -70,7 +70,8 @@ def squared_norms(problem: Problem, method: str, bias: bool) -> Tensor:
     else:
         cores, common["PRECISION"] = _precision(a.tensor)
         partials = _direct(problem, cores, common) if method == "direct" else _gram(problem, bias, cores, common)
-    return partials.sum(1) if partials.shape[1] > 1 else partials.view(-1)
+    norms = partials.sum(1) if partials.shape[1] > 1 else partials.view(-1)
+    return norms.clamp_(min=0) if method != "direct" else norms  # differences of rounding may fall below
 
 
 def _product(problem: Problem, bias: bool, common: dict[str, Any]) -> Tensor:
