@@ -223,6 +223,21 @@ def test_a_gram_sum_that_cancels_keeps_its_digits(place) -> None:
         assert ((norms - want).abs() / want).max() <= (CANCELLING if method == "gram" else BOUND[torch.float32])
 
 
+@pytest.mark.parametrize("method", ["gram", "pixel_gram"])
+@pytest.mark.parametrize("T", [4, 40])
+def test_no_norm_is_negative(place, T: int, method: str) -> None:
+    """Gradients that cancel over equal inputs: all of the norm is rounding, of either sign."""
+    backend, device = place
+    a, g = draw(1, 1, 8).expand(64, T, 8).contiguous().to(device), draw(64, T, 5, seed=1)
+    g = (g - g.mean(1, keepdim=True)).to(device)
+    x, of_x = a.mT.contiguous(), g.mT.contiguous()
+    results = [conv_grad_norms(x, of_x, kernel=[1], stride=[1], dilation=[1], method=method, bias=False, grads=False, backend=backend)[0]]
+    if method == "gram":
+        results.append(linear_grad_norms(a, g, method=method, bias=False, grads=False, backend=backend)[0])
+    for norms in results:
+        assert (norms >= 0).all() and (norms < 1e-7 * 40 * T * T).all() and (norms == 0).any(), "none would have been negative"
+
+
 @pytest.mark.parametrize("T", [2, 15, 40])
 def test_methods_agree_and_repeat(place, T: int) -> None:
     backend, device = place
