@@ -29,14 +29,14 @@ DRAWN = settings(max_examples=25, deadline=None, derandomize=True, suppress_heal
 
 @pytest.fixture(params=conftest._params())
 def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """(backend, device), by these two ops alone. cpp is skipped, required or not, while it has no implementation of them."""
+    """(backend, device), by these two ops alone. There is no CUDA C++ implementation of them."""
     backend, device = request.param
     for op in map(OPS.__getitem__, NAMES):
         found = op.implementations.get(backend)
         why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
         if why is not None:
-            if backend in ("cpp", "cuda") and found is None:
-                pytest.skip(f"{backend} does not implement {op.name} yet")
+            if backend == "cuda" and found is None:
+                pytest.skip(f"{backend}: {why}")
             if device == "cpu" and torch.cuda.is_available() and backend == "triton":
                 pytest.skip("the GPU machine tests Triton on the GPU")
             conftest.skip_or_fail(backend, why)
@@ -223,6 +223,21 @@ def test_a_gram_sum_that_cancels_keeps_its_digits(place) -> None:
         assert ((norms - want).abs() / want).max() <= (CANCELLING if method == "gram" else BOUND[torch.float32])
 
 
+@pytest.mark.parametrize("method", ["gram", "pixel_gram"])
+@pytest.mark.parametrize("T", [4, 40])
+def test_no_norm_is_negative(place, T: int, method: str) -> None:
+    """Gradients that cancel over equal inputs: all of the norm is rounding, of either sign."""
+    backend, device = place
+    a, g = draw(1, 1, 8).expand(64, T, 8).contiguous().to(device), draw(64, T, 5, seed=1)
+    g = (g - g.mean(1, keepdim=True)).to(device)
+    x, of_x = a.mT.contiguous(), g.mT.contiguous()
+    results = [conv_grad_norms(x, of_x, kernel=[1], stride=[1], dilation=[1], method=method, bias=False, grads=False, backend=backend)[0]]
+    if method == "gram":
+        results.append(linear_grad_norms(a, g, method=method, bias=False, grads=False, backend=backend)[0])
+    for norms in results:
+        assert (norms >= 0).all() and (norms < 1e-7 * 40 * T * T).all() and (norms == 0).any(), "none would have been negative"
+
+
 @pytest.mark.parametrize("T", [2, 15, 40])
 def test_methods_agree_and_repeat(place, T: int) -> None:
     backend, device = place
@@ -349,6 +364,52 @@ def test_triton_offsets_of_64_bits_and_rounded_products(method: str, monkeypatch
             check_linear(place, draw(2, 70, 5), draw(2, 70, 6, seed=1), method)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize("axis", ["samples", "rows", "columns"])
+def test_offsets_beyond_31_bits(axis: str, method: str) -> None:
+    """Elements 2^30 apart, in memory that is never touched between them."""
+    if "triton" not in OPS[NAMES[0]].implementations:
+        conftest.skip_or_fail("triton", OPS[NAMES[0]].missing["triton"])
+    place = ("triton", "cuda" if torch.cuda.is_available() else "cpu")
+    far = (1 << 30) + 8
+    try:
+        buffer = torch.empty(3 * far, dtype=torch.bfloat16, device=place[1])
+    except (RuntimeError, MemoryError) as error:
+        pytest.skip(f"no 6 GB of address space: {error}")
+    shape, strides = {"samples": ((3, 2, 4), (far, 4, 1)), "rows": ((1, 3, 4), (5, far, 1)), "columns": ((1, 3, 3), (5, 1, far))}[axis]
+    a = buffer.as_strided(shape, strides).copy_(draw(*shape))
+    check_linear(place, a, draw(*shape[:2], 3, seed=1, dtype=torch.bfloat16), method, grads=False)
+
+
+def test_columns_in_the_order_that_reads_vectors() -> None:
+    """Of channels-last tensors: the channels fastest, 16 bytes at a time, and the height and width of a 1 x 1 kernel as one digit."""
+    matrices = pytest.importorskip("sam_kernels.backends.triton.conv_grad_norms")
+    x = torch.empty(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    patch = matrices.fastest_last((64, 3, 3), (x.stride(1), x.stride(2), x.stride(3)))
+    assert patch == ((192,), (512, 1))
+    moves = x.stride()[2:]
+    patches = matrices.view_matrix(x, 2, 1, (6, 6), moves, patch, 576)
+    assert patches.vectors and patches.rows == ((6,), (512, 64))
+    pixels = matrices.view_matrix(x, 2, 1, (8, 8), moves, matrices.fastest_last((64, 1, 1), (1, *moves)), 64)
+    assert pixels.rows == pixels.columns._replace(strides=(64,)) == ((), (64,))
+    assert not matrices.view_matrix(x.contiguous(), 2, 1, (8, 8), (8, 1), matrices.digits((64,), (64,)), 64).vectors
+
+
+def test_pairs_of_tiles_around_every_triangular_number() -> None:
+    """The pair comes from a square root in fp32, which may round to the next integer."""
+    if "triton" not in OPS[NAMES[0]].implementations:
+        conftest.skip_or_fail("triton", OPS[NAMES[0]].missing["triton"])
+    import grad_norm_probe
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    i = torch.arange(1 << 14, device=device)
+    for j in (0 * i, i):
+        index = (i * (i + 1) // 2 + j).int()
+        got = torch.empty(2, len(i), dtype=torch.int32, device=device)
+        grad_norm_probe.pairs_kernel[(1,)](index, got, len(i))
+        assert torch.equal(got.long(), torch.stack([i, j]))
 
 
 def test_every_shape_has_a_tile() -> None:

@@ -6,9 +6,9 @@ free, and columns take the one that reads memory best: 16-byte loads of channels
 contiguous x are read element by element, since padding shifts them.
 
 ``pixel_gram`` runs as ``gram`` here, with B T (T + 1) C k^2 FLOPs for the patches where pixels need B P (P + 1) C. Its Gram matrix R of P
-padded pixels has to stay on chip for that, and Triton offers registers only: at 256 pixels R fills all of a multiprocessor, and at 128 the
-k^2 pairs of shifts (``tl.gather`` by rows, then by columns, each a pass of R through shared memory; for 9 taps
-about 10 000 clocks) cost more than the products they save (8 x 8 pixels, 640 channels, 3 x 3: about 6 000 clocks).
+padded pixels would have to stay on chip, and Triton offers registers only: at 256 pixels R fills all of a multiprocessor, and at 128 the
+k^2 pairs of shifts (``tl.gather`` by rows, then by columns, each through shared memory: some 10 000 clocks for 9 taps) cost more than
+the products they save (8 x 8 pixels, 640 channels, 3 x 3: some 6 000 clocks). Both are counts, not measurements.
 
 dW is torch's own convolution backward, after the norms: its bits repeat where cuDNN's do (torch.use_deterministic_algorithms).
 """

@@ -72,7 +72,7 @@ def row_products(
 
 @triton.jit
 def pair_of(index: tl.tensor):
-    """(i, j), j <= i, the ``index``-th of (0, 0), (1, 0), (1, 1), (2, 0), ...; the root may be off by one, and is corrected."""
+    """(i, j), j <= i, the ``index``-th of (0, 0), (1, 0), (1, 1), (2, 0), ...; the root, an approximation on GPUs, is corrected."""
     i = ((tl.sqrt(8.0 * index.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
     i = tl.where(i * (i + 1) // 2 > index, i - 1, i)
     i = tl.where((i + 1) * (i + 2) // 2 <= index, i + 1, i)
@@ -96,7 +96,7 @@ def gram_kernel(
     first = program // pairs // groups * (EDGE // SPAN)
     i, j = pair_of(pair)
     row = tl.arange(0, EDGE)
-    local = row // SPAN
+    local = (row // SPAN).to(tl.int64) if WIDE else row // SPAN
     t_i, t_j = i * EDGE + row % SPAN, j * EDGE + row % SPAN
     there = first + local < samples
     in_i, in_j = there & (t_i < T), there & (t_j < T)
