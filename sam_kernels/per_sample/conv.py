@@ -52,7 +52,7 @@ class Conv(Layer):
         return torch.ops.aten.convolution(x, weight, bias, *self._geometry()), (x, weight)
 
     def backward(self, g: Tensor, saved: Saved, wants: Wants) -> Grads:
-        x, weight = saved
+        x, _ = saved
         if self.method == "keep":
             rows = conv_sample_grads(self._padded(x), g, self.kernel, self.stride, self.dilation, self.groups, self.bias)
             return Grads(row_norms(rows, self.backend), rows, self._gradients(g, saved, Wants(wants.x, False, False))[0])

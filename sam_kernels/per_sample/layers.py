@@ -149,7 +149,7 @@ def may_keep(x: Tensor, products: int, operands: int) -> bool:
     return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
 
 
-_MOST = 4
+_MOST = 2
 
 
 def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:

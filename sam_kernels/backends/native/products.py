@@ -78,7 +78,7 @@ def linear_grad_norms(a: Tensor, g: Tensor, method: str, weight: bool, bias: boo
             norms[at] = direct(*operands, at, rows, total) if method == "direct" else gram(*operands, at, rows)
         dw = dw if total is None else total.to(low)
     if weight and grads and not dw.numel():
-        dw = g.reshape(-1, p).t() @ a.reshape(-1, d)
+        dw = g.flatten(0, 1).t() @ a.flatten(0, 1)
     if bias and positions > 1:
         sums = g.sum(1, dtype=dtype)
         norms += row_dots(sums, sums, samples)
