@@ -45,7 +45,7 @@ def direct(a: Operand, g: Operand, at: slice, rows: int, total: Tensor | None) -
 
 def tile(positions: int) -> int:
     """The width of equal tiles: a narrow last one would read both operands again for little."""
-    return -(-positions // max(1, round(positions / TILE)))
+    return max(1, -(-positions // max(1, round(positions / TILE))))
 
 
 def gram(a: Operand, g: Operand, at: slice, rows: int) -> Tensor:
