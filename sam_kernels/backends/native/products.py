@@ -79,7 +79,7 @@ def linear_grad_norms(a: Tensor, g: Tensor, method: str, weight: bool, bias: boo
         dw = dw if total is None else total.to(low)
     if weight and grads and not dw.numel():
         dw = g.flatten(0, 1).t() @ a.flatten(0, 1)
-    if bias and positions > 1:
+    if bias and positions != 1:
         sums = g.sum(1, dtype=dtype)
         norms += row_dots(sums, sums, samples)
         db = sums.sum(0).to(low) if grads else db
