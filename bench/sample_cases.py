@@ -26,17 +26,18 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Positions come from an embedding of ids of the whole batch, and the class token is position 0: no parameter is broadcast."""
+    """As every peer likes it: patches are a Linear layer, positions an embedding of the whole batch's ids, and the class token is
+    position 0, so that no parameter is broadcast."""
 
     def __init__(self, width: int, depth: int, heads: int, patch: int, tokens: int) -> None:
         super().__init__()
-        self.patches, self.positions = nn.Conv2d(3, width, patch, patch), nn.Embedding(1 + tokens, width)
+        self.patch, self.patches, self.positions = patch, nn.Linear(3 * patch * patch, width), nn.Embedding(1 + tokens, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        ids = torch.arange(1 + x.shape[1]).expand(len(x), -1)
+        x = self.patches(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2).contiguous())
+        ids = torch.arange(1 + x.shape[1]).repeat(len(x), 1)
         return self.head(self.norm(self.blocks(F.pad(x, (0, 0, 1, 0)) + self.positions(ids)))[:, 0])
 
 

@@ -2,18 +2,19 @@
 import or does not take a layer is left out with its reason; ours may not fail."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import Any
 
 from sample_cases import CASES
 from sample_counts import operations, peak_bytes
 from sample_match import assert_match, forget
-from sample_providers import PLAIN, PROVIDERS, Ours, SampleProvider
+from sample_providers import PEERS, PLAIN, PROVIDERS, Ours, SampleProvider
 from sample_run import Run
 from timing import Rounds, Times, spread
 
-SECONDS, LEAST, MOST, WARMUP = 8.0, 5, 60, 1
+SECONDS, LEAST, MOST, WARMUP = 6.0, 5, 60, 1
+SLOW, FEW = 5.0, 2  # entries that take so many times as long as the first are timed in so many rounds only
 
 
 def entry(run: Run) -> Callable[[], Times]:
@@ -23,11 +24,12 @@ def entry(run: Run) -> Callable[[], Times]:
         run.clear()
         start = perf_counter()
         run.norms()
-        middle = perf_counter()
-        if not run.finishes:
-            return (middle - start,)
-        run.finish()
-        return middle - start, perf_counter() - middle
+        middle = end = perf_counter()
+        if run.finishes:
+            run.finish()
+            end = perf_counter()
+        run.clear()
+        return (middle - start, end - middle) if run.finishes else (middle - start,)
 
     return timed
 
@@ -52,12 +54,14 @@ def prepared(provider: SampleProvider, name: str, backend: str) -> tuple[Run | N
     return run, info
 
 
-def timed_rounds(entries: dict[str, Callable[[], Times]]) -> Rounds:
-    rounds = Rounds(entries)
-    start = perf_counter()
-    rounds.run(WARMUP)
-    count = SECONDS * WARMUP / (perf_counter() - start)
-    return rounds.run(int(min(max(count, LEAST), MOST))).discard(WARMUP)
+def timed_rounds(entries: dict[str, Callable[[], Times]], may_stop: Collection[str] = ()) -> Rounds:
+    """Slow entries that may stop early do: their rounds are the first ones."""
+    rounds = Rounds(entries).run(FEW, discard=WARMUP)
+    seconds = {name: min(rounds.totals(name)) for name in entries}
+    base = seconds[next(iter(entries))]
+    rounds.entries = {name: timed for name, timed in entries.items() if name not in may_stop or seconds[name] < SLOW * base}
+    count = SECONDS / sum(seconds[name] for name in rounds.entries)
+    return rounds.run(int(min(max(count, LEAST), MOST)) - FEW)
 
 
 def measure(name: str, backend: str) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def measure(name: str, backend: str) -> dict[str, Any]:
         if run is not None:
             runs[provider.name] = run
     forget()
-    rounds = timed_rounds({label: entry(run) for label, run in runs.items()})
+    rounds = timed_rounds({label: entry(run) for label, run in runs.items()}, may_stop=PEERS)
     plain = [t[0] for t in rounds.times[PLAIN]]
     for label, run in runs.items():
         info[label] |= times_of([t[0] for t in rounds.times[label]], plain, "")
@@ -77,6 +81,6 @@ def measure(name: str, backend: str) -> dict[str, Any]:
 
 
 def times_of(times: list[float], plain: list[float], what: str) -> dict[str, Any]:
-    extra = spread([t / base - 1 for t, base in zip(times, plain, strict=True)])
+    extra = spread([t / base - 1 for t, base in zip(times, plain, strict=False)])  # of a slow one there are fewer
     del extra["best"]
     return {f"{what}ms": spread(times, 1e3), f"{what}extra": extra}

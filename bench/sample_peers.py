@@ -77,4 +77,7 @@ class Backpack(Run):
         losses = self.losses()
         with backpack(BatchL2Grad()):
             losses.mean().backward()
+        names = {type(m).__name__ for m in self.model.modules() for p in m.parameters(recurse=False) if p.batch_l2 is None}
+        if names:
+            raise NotImplementedError(f"no norms for {', '.join(sorted(names))}")
         return torch.stack([p.batch_l2 for p in self.params]).sum(0) * len(losses) ** 2

@@ -42,7 +42,7 @@ class SampleProvider:
 
 
 PLAIN, OURS, WEIGHTED = "forward + backward", "sam_kernels", "sam_kernels, weighted"
-GHOST, HOOKS, BACKPACK = "Opacus ghost", "Opacus hooks", "BackPACK"
+PEERS = GHOST, HOOKS, BACKPACK = "Opacus ghost", "Opacus hooks", "BackPACK"
 PROVIDERS = tuple(
     SampleProvider(name, run)
     for name, run in (

@@ -6,16 +6,15 @@ from statistics import median
 from typing import Any
 
 from sample_cases import LAYERS, MODELS
-from sample_providers import BACKPACK, GHOST, HOOKS, OURS, PLAIN, WEIGHTED
+from sample_providers import GHOST, HOOKS, OURS, PEERS, PLAIN, WEIGHTED
 from tables import Cell, number, rows
 
-PEERS = (GHOST, HOOKS, BACKPACK)
 ESTIMATORS = {"exact": "exact", "logits": "at the logits", "finite_difference": "finite difference"}
 CAPTION = (
     "Forward, backward and the squared norms of all samples' gradients, over plain forward and backward of the same model in the same "
     "round, less 1; batch and loss are part of both. Weighted: ours without weight gradients, and Opacus with its second backward, until "
     "`.grad` is a weighted sum of the samples' gradients. Peak: bytes beyond weights and batch over those of plain forward and backward. "
-    "Operations: calls of torch's dispatcher other than views and allocations. -: {reasons}."
+    "Operations: calls of torch's dispatcher other than views and allocations. {reasons}"
 )
 
 
@@ -111,7 +110,7 @@ def text(machine: str, cells: list[Cell]) -> str:
     caption = (
         f"{machine} Medians (20th to 80th percentile) over {min(counts)} to {max(counts)} interleaved rounds in fp32, backend "
         f"{cells[0]['backend']}, after a match with autograd in fp64 on one sample at a time. "
-        + CAPTION.format(reasons="; ".join(sorted(reasons)) or "not asked for")
+        + CAPTION.format(reasons=f"Not measured: {'; '.join(sorted(reasons))}." if reasons else "")
     )
     parts = [time_table(norms), counts_table(norms)] if norms else []
     parts += [step_table(steps)] if steps else []
