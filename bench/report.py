@@ -2,12 +2,7 @@
 
 python bench/report.py bench/.results/cpu.json [more.json ...] [--long] [--readme README.md] [--plot out/bench.png]
 
-<<<<<<< HEAD
-``--readme`` rewrites what stands between the markers of what the results hold. ``--long`` prints a line per provider instead of one per
-cell.
-=======
 ``--readme`` rewrites what stands between the markers of what the results hold. ``--long`` prints a line per provider and not one per cell.
->>>>>>> psbench
 """
 
 import argparse
@@ -66,13 +61,8 @@ def caption(where: dict[str, Any], cells: list[Cell]) -> str:
     rounds = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     device = any("device_ms" in p for cell in cells for p in cell["providers"].values())
     return (
-<<<<<<< HEAD
-        f"{machine(where)} Medians (20th to 80th percentile) over {rounds} interleaved rounds, after a match with the fp64 reference; "
-        f"{STEP}"
-=======
         f"{machine(where)} "
         f"Medians (20th to 80th percentile) over {rounds} interleaved rounds, after a match with the fp64 reference; {STEP}"
->>>>>>> psbench
         f"{NARROW if any(cell['method'].endswith('bf16') for cell in cells) else ''}{PEERS}"
         + (
             "On the device: by events behind a spinning kernel; ms per step: each phase waited for; host: ms until enqueued. "
