@@ -93,7 +93,8 @@ def test_signs_are_those_of_the_definition(place: tuple[str, str]) -> None:
 def test_equal_bits_on_all_backends(lists: str, place: tuple[str, str]) -> None:
     """Views of any alignment, chunks that begin anywhere, dense layouts, more tensors than one launch holds; all dtypes."""
     backend, device = place
-    shapes = {"ragged": RAGGED, "strided": STRIDED, "many": Lists(tuple(MANY)), "chunks": Lists(((40_000,), (8_192,), (3,)))}[lists]
+    many = MANY[:130] if (backend, device) == ("triton", "cpu") else MANY  # the interpreter takes a second for 40 programs
+    shapes = {"ragged": RAGGED, "strided": STRIDED, "many": Lists(tuple(many)), "chunks": Lists(((40_000,), (8_192,), (3,)))}[lists]
     expected = drawn(shapes.make("w"), state(5, 6), 7, "reference")
     names = DTYPES.get(backend, ("float32", "bfloat16", "float16"))
     for name in names if lists != "many" else ("float32",):
