@@ -160,6 +160,35 @@ def test_probes_are_reproducible_and_replay_dropout() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("change", ["data", "double", "channels_last"])
+def test_probes_follow_parameters_that_move(change: str) -> None:
+    net = problems.model(dtype=torch.float32)
+    optimizer = ReweightedSAM(net.parameters(), torch.optim.SGD, lam=1.0, estimator="finite_difference", rho=0.05, lr=0.0)
+    optimizer.step(losses_of(net, 0), batch_size=B)
+    if change == "data":
+        for p in net.parameters():
+            p.data = p.detach() * 0.5
+    elif change == "double":
+        net.double()
+    else:
+        net.to(memory_format=torch.channels_last)
+    clean = [p.detach().clone() for p in net.parameters()]
+    optimizer.step(losses_of(net, 1), batch_size=B)
+    assert all(torch.equal(p, w) and p.dtype == w.dtype for p, w in zip(net.parameters(), clean, strict=True))
+    norms = norms_of(net, *problems.batch(1, net))
+    assert optimizer.sample_norms.max() < 8 * norms.max()
+
+
+def test_exact_refuses_parameters_out_of_sight() -> None:
+    net, alone = problems.model(), nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match="parameter 6 of group 0"):
+        ReweightedSAM([*net.parameters(), alone], torch.optim.SGD, lam=1.0, model=net, **OPTIONS)
+    optimizer = ReweightedSAM(net.parameters(), torch.optim.SGD, lam=1.0, model=net, **OPTIONS)
+    optimizer.add_param_group({"params": [alone]})
+    with pytest.raises(ValueError, match="parameter 0 of group 1"):
+        optimizer.step(losses_of(net, 0), batch_size=B)
+
+
 def test_batchnorm_counts_one_pass() -> None:
     for estimator in ("exact", "finite_difference"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()

@@ -1,4 +1,4 @@
-// What a backend provides: three functions over plain structs. Scalars that live in tensors are read through pointers, so that
+// What a backend provides for the step: three functions over plain structs. Scalars that live in tensors are read through pointers, so that
 // on CUDA they never visit the host; `Acc` is float, or double for double tensors. Optional pointers may be null. `dtype` is that of
 // w, stash, h and g; q and the state are in Acc.
 #pragma once

@@ -50,8 +50,8 @@ __device__ __forceinline__ void walk_by(Cursor<T>& chunk, int reads, int writes,
 
 // Calls body(x) for every element of the chunk, x[k] being its value in operand k (0 where k is not read), widened; then stores what
 // the body left in x. A body with more arguments is told how many elements of the chunk are left from the first one of this vector on,
-// which the loop keeps anyway, and which one in the vector this is. `reads` and `writes` select at run time from kReads and kWrites. As many vectors are in flight as fit
-// kRegisters registers of the thread.
+// which the loop keeps anyway, and which one in the vector this is. `reads` and `writes` select at run time from kReads and kWrites. As
+// many vectors are in flight as fit kRegisters registers of the thread.
 template <int kReads, int kWrites, int kRegisters, class T, class Body>
 __device__ __forceinline__ void walk(const TensorTable& table, const Chunk& where, int reads, int writes, Body body) {
   constexpr int kLanes = 16 / widest<T>(kReads | kWrites), kPerVector = kLanes * bytes_of_element<T>(kReads) / 4;

@@ -40,6 +40,7 @@ void pixel_gram(Tensor r, Tensor k, Tensor out, std::vector<int64_t> geometry) {
   int64_t* const rows[] = {shape.in, shape.out, shape.kernel, shape.stride, shape.dilation};
   for (int i = 0; i < 5; ++i)
     for (int j = 0; j < kSpatial; ++j) rows[i][j] = geometry[size_t(i * kSpatial + j)];
+  for (int64_t size : geometry) STD_TORCH_CHECK(size > 0 && size < (int64_t(1) << 20), "sizes must be positive");
   for (int j = 0; j < kSpatial; ++j)
     STD_TORCH_CHECK((shape.out[j] - 1) * shape.stride[j] + (shape.kernel[j] - 1) * shape.dilation[j] < shape.in[j] && shape.out[j] > 0,
                     "the kernel leaves the input");

@@ -33,14 +33,14 @@ Ints = Sequence[int]
 
 
 def weight_grad(x: Tensor, g: Tensor, kernel: Ints, stride: Ints, dilation: Ints, groups: int) -> Tensor:
-    """The weight gradient alone, by torch's own kernel. x may be larger than what the kernel reaches."""
+    """The weight gradient alone, by torch's own kernel, which takes less than a stride of pixels that no output sees; more are cropped."""
     for dim, (size, k, s, d) in enumerate(zip(g.shape[2:], kernel, stride, dilation, strict=True), 2):
-        x = x.narrow(dim, 0, (size - 1) * s + (k - 1) * d + 1)
-    like = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel))
-    dims = [0] * len(kernel)
-    grads = torch.ops.aten.convolution_backward(g, x, like, None, stride, dims, dilation, False, dims, groups, (False, True, False))
-    weight: Tensor = grads[1]
-    return weight
+        seen = (size - 1) * s + (k - 1) * d + 1
+        x = x.narrow(dim, 0, seen) if x.shape[dim] >= seen + s else x
+    like = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel))  # only its shape is read
+    zeros, mask = [0] * len(kernel), (False, True, False)
+    weight: Tensor = torch.ops.aten.convolution_backward(g, x, like, None, stride, zeros, dilation, False, zeros, groups, mask)[1]
+    return weight.contiguous()  # whatever the layout of x
 
 
 def reference(

@@ -26,9 +26,10 @@ def forward(logits: Tensor, target: Tensor, smoothing: float, ignore: int, weigh
         return zero, zero.clone(), zero[:, None].repeat(1, 3)
     z = logits.to(accumulator(logits.dtype))
     hot, ignored, wrong, t = _target_row(z, target, smoothing, ignore, weight)
+    target = hot.int().argmax(1, keepdim=True)
     top = z.amax(1, keepdim=True)
     z = (z - top).masked_fill(~torch.isfinite(top), torch.nan)  # as torch has it
-    others, own = torch.logsumexp(z.masked_fill(hot, -torch.inf), 1, keepdim=True), z[hot][:, None]
+    others, own = torch.logsumexp(z.masked_fill(hot, -torch.inf), 1, keepdim=True), z.gather(1, target)
     gap = torch.where(own == -torch.inf, torch.inf, others - own)  # log of the odds against the target
     zero = torch.zeros_like(gap)
     nll, against = torch.logaddexp(zero, gap), torch.sigmoid(gap)  # -log p_y and 1 - p_y
@@ -36,7 +37,7 @@ def forward(logits: Tensor, target: Tensor, smoothing: float, ignore: int, weigh
     mass, log_p = t.sum(1, keepdim=True), torch.where(hot, -nll, z - log_sum)
     loss = -torch.where(t == 0, zero, t * log_p).sum(1)
     p_others = torch.where(others == -torch.inf, zero, against * torch.exp(z - others))
-    t_y = t[hot][:, None]
+    t_y = t.gather(1, target)
     delta = torch.where(hot, mass - t_y - mass * against, mass * p_others - t)
     out = loss, torch.linalg.vector_norm(delta, dim=1), torch.cat([top, log_sum, mass], 1)
     keep = [torch.where(_rows(wrong, x), torch.nan, torch.where(_rows(ignored, x), 0, x)) for x in out]

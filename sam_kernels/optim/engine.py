@@ -124,18 +124,23 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
         part.bucket.perturbed = part
 
 
-def perturb_signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> None:
-    """``w += delta z`` with random signs z for every trainable parameter, whatever its rho; the clean weights are stashed."""
+def signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> Callable[[], None]:
+    """A function that does ``w += delta z`` with random signs z for every trainable parameter, whatever its rho, and stashes the clean
+    weights."""
     hyper = [delta, 0.0, 0.0, 0.0] * len(s.groups)
     parts = [bucket.part(tuple(i for i, p in enumerate(bucket.params) if p.requires_grad)) for bucket in buckets]
     functions = [implementation(ascend.OP, bucket, s.backend) for bucket in buckets]
-    for stream, (part, function) in enumerate(zip(parts, functions, strict=True)):
-        b = part.bucket
-        b.sq_norm.fill_(1.0)  # given, and finite
-        function(part.params, [], part.stash, [], b.sq_norm, None, None, None, None, part.rows, hyper, [1.0, 0.0], [], 0.0, False, "update",
-                 noise.to(b.device), stream)  # fmt: skip
-        torch.autograd.graph.increment_version(part.params)
-        b.perturbed = part
+
+    def launch() -> None:
+        for stream, (part, function) in enumerate(zip(parts, functions, strict=True)):
+            b = part.bucket
+            b.sq_norm.fill_(1.0)  # given, and finite
+            function(part.params, [], part.stash, [], b.sq_norm, None, None, None, None, part.rows, hyper, [1.0, 0.0], [], 0.0, False,
+                     "update", noise.to(b.device), stream)  # fmt: skip
+            torch.autograd.graph.increment_version(part.params)
+            b.perturbed = part
+
+    return launch
 
 
 def add_up(buckets: list[Bucket], shares: list[Tensor]) -> None:

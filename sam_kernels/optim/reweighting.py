@@ -62,6 +62,8 @@ class Reweighted(OfLosses):
     def check(self, optimizer: SAM) -> None:
         if self.estimator == "exact" and optimizer.model is None:
             raise ValueError("estimator 'exact' watches the layers of the model; pass model=, or choose 'logits' or 'finite_difference'")
+        if self.estimator == "exact":
+            _check_members(optimizer)
 
     def first(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
         if self.estimator == "exact":
@@ -80,6 +82,7 @@ class Reweighted(OfLosses):
 
     def _exact(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
         assert optimizer.model is not None
+        _check_members(optimizer)
         with per_sample.grad_norms(
             optimizer.model, batch_size, weighted=True, reduction="sum", batchnorm=self.batchnorm, backend=optimizer.backend
         ) as norms:
@@ -113,6 +116,19 @@ class Reweighted(OfLosses):
         optimizer.sample_norms = norms.detach()
         optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
         return optimizer.sample_weights
+
+
+def _check_members(optimizer: SAM) -> None:
+    """Nothing but the layers of the model is seen; a parameter of the optimizer that is not in there would lose its gradient."""
+    assert optimizer.model is not None
+    known = set(map(id, optimizer.model.parameters()))
+    for row, group in enumerate(optimizer.param_groups):
+        for i, p in enumerate(group["params"]):
+            if p.requires_grad and id(p) not in known:
+                raise ValueError(
+                    f"parameter {i} of group {row}, of shape {tuple(p.shape)}, is not in model=, whose layers estimator 'exact' watches; "
+                    "pass the module that holds all of them, or choose another estimator"
+                )
 
 
 def _random_state(device: torch.device) -> Callable[[], None]:

@@ -257,8 +257,14 @@ class SAM(SharedState):
         """Move every weight by ``delta`` up or down at random, until ``restore()``."""
         self._require_clean("perturb_signs()")
         self._refresh_buckets()
+        self._follow_parameters()
+        launches = engine.signs(self._get_buckets(), self._settings(), noise, delta)  # all checks before any launch
         self._phase = "perturbed"
-        engine.perturb_signs(self._get_buckets(), self._settings(), noise, delta)
+        try:
+            launches()
+        except BaseException:
+            self.restore()
+            raise
 
     def _settings(self) -> engine.Settings:
         return engine.Settings(self.param_groups, self.backend, self.capturable)

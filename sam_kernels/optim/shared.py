@@ -136,6 +136,16 @@ class SharedState(Optimizer):
         if self._buckets is not None and not self._same_members():
             self._drop_buckets()
 
+    def _follow_parameters(self) -> None:
+        """Between steps, follow parameters that were cast, moved or laid out anew: ``_collect`` does so where there are gradients."""
+        moved = [bucket for bucket in self._get_buckets() if bucket.moved()]
+        if any(not bucket.fits() for bucket in moved):
+            return self._drop_buckets()
+        for bucket in moved:
+            self._check_members()
+            bucket.follow()
+        return None
+
     def _collect(self) -> engine.Selection:
         """The parameters with a gradient, by bucket. Between the passes, a change of the model or the groups is an error, raised once
         the clean weights are back; between steps it is followed."""

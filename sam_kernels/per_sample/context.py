@@ -54,7 +54,7 @@ class GradNorms:
         self._before = self._gradients_now()
         self._uses: list[Use] = []
         self._used: set[int] = set()
-        self._scale = _scale_of(reduction, scale, batch_size)
+        self._factor, self._scale = _scale_of(reduction, scale, batch_size)  # a number, and a tensor besides where one is given
         self._after: dict[str, tuple[int, int] | None] | None = None  # state of .grad when the context was left, backward done
 
     # ---- during the forward
@@ -71,9 +71,9 @@ class GradNorms:
         if self.weighted:
             weight, bias = (None if p is None else p.detach() for p in (weight, bias))
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type) if call.low else torch.float32 if x.is_cuda else x.dtype
-            weight, bias = (cast(p, dtype) if call.low or x.is_cuda else p for p in (weight, bias))
-            x = cast(x, dtype)  # type: ignore[assignment]
+            low = torch.get_autocast_dtype(x.device.type)
+            dtype = {"low": low, "wide": torch.float32 if x.is_cuda else None, "": None}[call.autocast]  # the CPU leaves norms alone
+            x, weight, bias = (p if dtype is None else cast(p, dtype) for p in (x, weight, bias))  # type: ignore[assignment]
         try:
             counts = (watched[0] is not None, watched[1] is not None)
             layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted))
@@ -107,7 +107,7 @@ class GradNorms:
         uses = self._reached()
         first = uses[0].sink
         parts = torch.stack([_grad(use.sink).to(first.device, first.dtype) for use in uses])
-        return parts.sum(0) * self._scale_on(first).square()
+        return self._scaled(parts.sum(0), 2)
 
     @property
     def norm(self) -> Tensor:
@@ -121,7 +121,7 @@ class GradNorms:
             raise RuntimeError("norms by layer were not asked for; pass per_layer=True")
         found: dict[str, Tensor] = {}
         for use in self._reached():
-            squared = _grad(use.sink) * self._scale_on(use.sink).square()
+            squared = self._scaled(_grad(use.sink), 2)
             found[use.name] = found[use.name] + squared if use.name in found else squared
         return found
 
@@ -147,11 +147,11 @@ class GradNorms:
             raise RuntimeError(
                 f"{stale[0]}.grad was there before this backward; call zero_grad() before the forward, or pass weighted=True"
             )
-        if self._scale.numel() > 1:
+        if self._scale is not None and self._scale.numel() > 1:
             raise RuntimeError("the mean gradient is not known with a scale per sample; pass weighted=True")
         grads = [p.grad for p in self._params.values() if p.grad is not None]
         total = torch.stack([sq_norm([g], backend=self.backend).to(like) for g in grads]).sum()
-        return total * (self._scale_on(like) / self.batch_size).square().reshape(())
+        return self._scaled(total / self.batch_size**2, 2).reshape(())
 
     def weighted_backward(self, weights: Tensor, accumulate: bool = False) -> None:
         """``.grad = sum_i weights_i (gradient of sample i's own loss)`` for every trainable parameter, without a second backward.
@@ -197,7 +197,7 @@ class GradNorms:
                 raise RuntimeError(
                     f"{use.name}: its input was modified in place after the forward; the weighted gradient needs it as it was"
                 )
-            c = weights.to(use.sink.device, use.sink.dtype) * self._scale_on(use.sink)
+            c = self._scaled(weights.to(use.sink.device, use.sink.dtype), 1)
             with torch.autocast(c.device.type, enabled=False):
                 made = use.layer.weighted(_grad(use.keeper), use.x, c)
             for p, grad in zip((use.weight, use.bias), made, strict=True):
@@ -231,7 +231,7 @@ class GradNorms:
                 seen.add(id(p))
         after = self._after or self._gradients_now()
         for name, p in self._params.items():
-            if id(p) not in seen and after[name] is not None and after[name] != self._before[name]:
+            if (self.weighted or id(p) not in seen) and after[name] is not None and after[name] != self._before[name]:
                 raise RuntimeError(
                     f"{name} received a gradient that no layer reported (a compiled or scripted part of the model, a custom function, or "
                     "a forward that a checkpoint ran again outside of the context); run forward and backward eagerly inside of the context"
@@ -247,8 +247,10 @@ class GradNorms:
         if any(use.sink.grad is not None for use in self._uses):
             self._after = self._after or self._gradients_now()
 
-    def _scale_on(self, like: Tensor) -> Tensor:
-        return self._scale.to(like.device, like.dtype)
+    def _scaled(self, x: Tensor, power: int) -> Tensor:
+        """Numbers stay on the host: a copy to a GPU would wait for it."""
+        x = x * self._factor**power
+        return x if self._scale is None else x * self._scale.to(x.device, x.dtype) ** power
 
 
 _TWICE = (
@@ -259,16 +261,16 @@ _TWICE = (
 
 def _grad(x: Tensor) -> Tensor:
     assert x.grad is not None
-    return x.grad
+    return x.grad.detach()
 
 
-def _scale_of(reduction: str, scale: float | Tensor | None, batch_size: int) -> Tensor:
+def _scale_of(reduction: str, scale: float | Tensor | None, batch_size: int) -> tuple[float, Tensor | None]:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}: how the loss is made of the samples' losses")
     factor = float(batch_size) if reduction == "mean" else 1.0
     if isinstance(scale, Tensor) and scale.shape not in ((), (1,), (batch_size,)):
         raise ValueError(f"scale has shape {tuple(scale.shape)}; expected [] or [{batch_size}]")
-    return torch.as_tensor(1.0 if scale is None else scale).detach() * factor
+    return (factor, scale.detach()) if isinstance(scale, Tensor) else (factor * (1.0 if scale is None else float(scale)), None)
 
 
 @contextmanager
@@ -288,8 +290,10 @@ def grad_norms(
 
     Exact for all trainable parameters together: Linear, Conv1d-3d, Embedding, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and the affine
     part of BatchNorm, called as modules or functions. Frozen parameters do not count. A trainable parameter used in any other way, or
-    twice, raises. Samples lie one after the other along the first dimension of every layer's input. One forward and one backward per
-    context; the backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works, without its saving where weighted.
+    twice, raises (a custom autograd function that is given a parameter of such a layer besides is noticed in the weighted form only).
+    Samples lie one after the other along the first dimension of every layer's input. One forward and one backward per context; the
+    backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works inside of the context, without its saving where
+    weighted.
 
     Args:
         model: any module; only its parameters are looked at, nothing is replaced.

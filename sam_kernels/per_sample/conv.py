@@ -30,6 +30,7 @@ class Conv(Layer):
     out: Ints
     images: int  # of each sample
     small: bool  # a sample's gradient is, beside its inputs and output gradients
+    pixels: bool  # there is a kernel for the Gram matrix of pixels
 
     @classmethod
     def of(
@@ -45,7 +46,7 @@ class Conv(Layer):
         out = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True))
         channels = (weight.shape[1] * groups, weight.shape[0])
         small = images == 1 and may_keep(x, weight.numel(), x[0].numel() + channels[1] * prod(out))
-        return cls(*common, stride, padding, dilation, groups, kernel, channels, size, out, images, small)
+        return cls(*common, stride, padding, dilation, groups, kernel, channels, size, out, images, small, not x.is_cuda)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         assert weight is not None
@@ -98,7 +99,8 @@ class Conv(Layer):
         found = {"direct": product + later}
         if self.images == 1:
             found["gram"] = t * (t + 1) * (c * taps + p) + later
-            found["pixel_gram"] = pixels * (pixels + 1) * c + t * (t + 1) * (p + taps * _ADD / 2) + later
+            pixel_gram = pixels * (pixels + 1) * c + t * (t + 1) * (p + taps * _ADD / 2) + later
+            found |= {"pixel_gram": pixel_gram} if self.pixels else {}
         if self.keeps and self.weight and self.small:
             found["keep"] = product + 2 * c * taps * p
         return {name: cost * self.groups for name, cost in found.items()}

@@ -32,7 +32,7 @@ class Call(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     make: Callable[..., Layer]
-    low: bool = False  # autocast runs it in its lower precision
+    autocast: str = ""  # "low": runs in the lower precision, "wide": in fp32 on a GPU
     prepare: Callable[[Tensor], Tensor] | None = None  # of x, differentiated by autograd
 
 
@@ -41,7 +41,7 @@ POLICIES = ("error", "contribution", "frozen")
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), low=True)
+    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), autocast="low")
 
 
 def _conv(
@@ -58,7 +58,7 @@ def _conv(
     def make(x: Tensor, w: Tensor, common: Common) -> Layer:
         return Conv.of(x, w, common, stride, padding, dilation, groups)
 
-    return Call(input, weight, bias, make, low=True, prepare=prepare)
+    return Call(input, weight, bias, make, autocast="low", prepare=prepare)
 
 
 def _each(value: Any, dims: int) -> Any:
@@ -95,7 +95,7 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 def _over_features(kind: str, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Call:
     like = weight if weight is not None else bias
     width = 0 if like is None else like.numel()
-    return Call(input, weight, bias, lambda x, w, common: Normalization.over_features(kind, x, width, common, eps))
+    return Call(input, weight, bias, lambda x, w, common: Normalization.over_features(kind, x, width, common, eps), autocast="wide")
 
 
 def _group_norm(
@@ -111,7 +111,7 @@ def _over_channels(
     def make(x: Tensor, w: Tensor, common: Common) -> Layer:
         return Normalization.over_channels(kind, x, groups, common, eps)
 
-    return Call(input, weight, bias, make, prepare=prepare)
+    return Call(input, weight, bias, make, "" if kind == "affine" else "wide", prepare)
 
 
 def _instance_norm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class Linear(Layer):
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, common: Common) -> Linear:
         outputs, inputs = weight.shape
-        rows = x.numel() // inputs if inputs else 0
+        rows = prod(x.shape[:-1])
         positions = rows_per_sample(x, rows, common[0], "the input of linear()")
         small = may_keep(x, inputs * outputs, positions * (inputs + outputs))
         return cls(*common, positions, inputs, outputs, small)

@@ -25,6 +25,14 @@ def tail(like: Tensor, tensors: int) -> tuple[Tensor, int, int]:
     return _workspace(device, stream, tensors), device, stream
 
 
+def place(like: Tensor) -> tuple[Tensor, int, int]:
+    """The same for a kernel that needs no workspace."""
+    if not like.is_cuda:
+        return _NO_WORKSPACE, 0, 0
+    device = like.get_device()
+    return _NO_WORKSPACE, device, torch.cuda.current_stream(device).cuda_stream
+
+
 def _workspace(device: int, stream: int, tensors: int) -> Tensor:
     """Device memory that is zero before its first use; kernels leave their counters at zero. C++ refuses one that is too small.
 

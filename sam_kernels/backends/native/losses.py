@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...ops.lists import accumulator
-from .call import TAIL, native, tail
+from .call import TAIL, native, place
 
 SCHEMAS = {  # with the outputs as arguments
     "cross_entropy_sample": "(Tensor logits, Tensor target, float label_smoothing, int ignore_index, Tensor? weight, Tensor(a!) loss, "
@@ -21,7 +21,7 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, dtype = len(logits), accumulator(logits.dtype)
     loss, norm, log_norm = logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, 3, dtype=dtype)
-    native("cross_entropy_sample")(logits, target, label_smoothing, ignore_index, weight, loss, norm, log_norm, *tail(logits, 0))
+    native("cross_entropy_sample")(logits, target, label_smoothing, ignore_index, weight, loss, norm, log_norm, *place(logits))
     return loss, norm, log_norm
 
 
@@ -29,7 +29,7 @@ def _cross_entropy_backward(
     grad: Tensor, logits: Tensor, target: Tensor, log_norm: Tensor, label_smoothing: float, ignore_index: int, weight: Tensor | None
 ) -> Tensor:
     out = logits.new_empty(logits.shape)
-    native("cross_entropy_sample_backward")(grad, logits, target, log_norm, label_smoothing, ignore_index, weight, out, *tail(logits, 0))
+    native("cross_entropy_sample_backward")(grad, logits, target, log_norm, label_smoothing, ignore_index, weight, out, *place(logits))
     return out
 
 
@@ -38,7 +38,7 @@ def _gibbs_weights(norms: Tensor, lam: float, lam_device: Tensor | None, relativ
     weights = norms.new_empty(len(norms), dtype=dtype)
     ess, log_partition = (norms.new_empty((), dtype=dtype) for _ in range(2))
     flag = norms.new_empty((), dtype=torch.int32)
-    native("gibbs_weights")(norms, lam, lam_device, relative, weights, ess, log_partition, flag, *tail(norms, 0))
+    native("gibbs_weights")(norms, lam, lam_device, relative, weights, ess, log_partition, flag, *place(norms))
     return weights, ess, log_partition, flag
 
 

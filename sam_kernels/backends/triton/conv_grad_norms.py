@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...ops.conv_grad_norms import reference
+from ...ops.conv_grad_norms import reference, weight_grad
 from .sample_launch import Problem, norms_and_bias
 from .sample_matrix import Digits, Matrix, digits, fastest_last, matrix
 
@@ -51,18 +51,5 @@ def conv_grad_norms(
         return g.sum(list(range(2, g.dim())), dtype=torch.float32).reshape(samples, -1, g.shape[1]).sum(1)
 
     norms, db = norms_and_bias(Problem(a, b, samples, groups, T, d, outputs), method, weight, bias, grads, row_sums)
-    dw = weight_gradient(x, g, kernel, stride, dilation, groups) if weight and grads else x.new_empty(0)
+    dw = weight_grad(x, g, kernel, stride, dilation, groups) if weight and grads else x.new_empty(0)
     return norms, dw, db
-
-
-def weight_gradient(x: Tensor, g: Tensor, kernel: Ints, stride: Ints, dilation: Ints, groups: int) -> Tensor:
-    """``[O, C / groups, *kernel]`` by torch, which accepts less than a stride of pixels that no output sees; more are cropped."""
-    for i, (size, k, s, d) in enumerate(zip(g.shape[2:], kernel, stride, dilation, strict=True)):
-        seen = (size - 1) * s + (k - 1) * d + 1
-        if x.shape[2 + i] >= seen + s:
-            x = x.narrow(2 + i, 0, seen)
-    zeros = [0] * len(kernel)
-    shape = x.new_empty((g.shape[1], x.shape[1] // groups, *kernel))  # only its shape is read
-    mask = (False, True, False)
-    result: Tensor = torch.ops.aten.convolution_backward(g, x, shape, None, stride, zeros, dilation, False, zeros, groups, mask)[1]
-    return result.contiguous()  # whatever the layout of x, as the op promises
