@@ -148,3 +148,17 @@ def test_functions_with_a_sink(place: Place) -> None:
 def test_sinks_that_are_none(sink: Tensor) -> None:
     with pytest.raises(ValueError, match="sink"):
         per_sample.linear(data((B, 4)), torch.ones(3, 4), sink=sink)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("shape", "inputs"), [((3, 0, 4), 4), ((3, 0), 0), ((3, 2, 0), 0)])
+def test_layers_without_elements(shape: tuple[int, ...], inputs: int, weighted: bool) -> None:
+    """Sequences of no positions have no gradient; a layer of no features has that of its bias alone."""
+    layer, x = nn.Linear(inputs, 2), torch.zeros(shape)
+    with per_sample.grad_norms(layer, batch_size=3, weighted=weighted, reduction="sum") as norms:
+        layer(x).sum().backward()
+    rows = x.numel() // 3 if inputs else shape[1] if len(shape) == 3 else 1
+    assert norms.squared.tolist() == [2.0 * rows**2] * 3
+    if weighted:
+        norms.weighted_backward(torch.ones(3))
+    assert layer.bias.grad.tolist() == [3.0 * rows] * 2 and layer.weight.grad.shape == layer.weight.shape

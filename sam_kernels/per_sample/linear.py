@@ -51,7 +51,7 @@ class Linear(Layer):
         if not self.weight:
             return None, db
         a, g = (scaled(a, c), g) if self.inputs < self.outputs else (a, scaled(g, c))  # the smaller one is copied
-        return g.reshape(-1, self.outputs).t() @ a.reshape(-1, self.inputs), db
+        return g.flatten(0, 1).t() @ a.flatten(0, 1), db
 
     def _matrices(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         return x.reshape(self.samples, self.positions, self.inputs), g.reshape(self.samples, self.positions, self.outputs)
