@@ -185,7 +185,7 @@ def test_explain_names_modules_and_methods() -> None:
 def test_the_cheapest_method_of_a_convolution() -> None:
     def of(t: int, c: int, p: int, k: int) -> Conv:
         w = torch.empty(p, c, k, k)
-        return Conv.of(torch.empty(2, c, t + k - 1, t + k - 1), w, (2, True, True, None, False), 1, 0, 1, 1)
+        return Conv.of(torch.empty(2, c, t + k - 1, t + k - 1), w, (2, True, True, None, False, None), 1, 0, 1, 1)
 
     assert of(32, 3, 8, 3).method == "direct" and of(4, 512, 512, 3).method == "pixel_gram"
     assert all(of(*shape).costs()[of(*shape).method] == min(of(*shape).costs().values()) for shape in [(8, 16, 16, 1), (2, 9, 99, 5)])

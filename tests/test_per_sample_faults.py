@@ -11,6 +11,7 @@ from per_sample_oracle import B, error, losses, oracle, refused, run, squares
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from sam_kernels import per_sample
 from sam_kernels.per_sample import grad_norms
 from sam_kernels.registry import OPS
 
@@ -258,3 +259,30 @@ def test_a_copy_of_the_parameters_is_not_the_model() -> None:
     model.requires_grad_(False)
     with pytest.raises(RuntimeError, match="no layer"):
         _ = run(model, data((B, 4)).requires_grad_()).squared
+
+
+def test_verify_finds_what_no_layer_sees() -> None:
+    torch.manual_seed(0)
+    good, x, y = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(6, 4), torch.randint(0, 3, (6,))
+    shared = nn.Embedding(6, 4)  # as many positions as samples
+    kept = torch.ones_like(good[0].weight)
+    good[0].weight.grad = kept
+
+    def losses(index: Tensor | None = None, rows: Callable[[Tensor], Tensor] = lambda z: z) -> Tensor:
+        at = slice(None) if index is None else index
+        return F.cross_entropy(good(rows(x[at])), y[at], reduction="none")
+
+    per_sample.verify(good, losses, 6)
+    assert good[0].weight.grad is kept and bool((kept == 1).all())
+    with pytest.raises(RuntimeError, match="sample 0: its gradient has norm"):
+        per_sample.verify(good, lambda index=None: losses(index, lambda z: z - z.mean(0)), 6)
+    both = nn.ModuleList([good, shared])
+    table = torch.arange(6)
+
+    def positions(index: Tensor | None = None) -> Tensor:
+        at = slice(None) if index is None else index
+        return F.cross_entropy(good(x[at, None] + shared(table)).mean(1), y[at], reduction="none")
+
+    with pytest.raises((RuntimeError, ValueError)):
+        per_sample.verify(both, positions, 6)
+    assert shared.weight.grad is None

@@ -179,6 +179,21 @@ def test_probes_follow_parameters_that_move(change: str) -> None:
     assert optimizer.sample_norms.max() < 8 * norms.max()
 
 
+def test_probes_refuse_half_weights() -> None:
+    net = problems.model(dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"delta=0\.0001 drowns"):
+        ReweightedSAM(net.parameters(), torch.optim.SGD, lam=1.0, estimator="finite_difference", **OPTIONS)
+
+
+def test_exact_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = problems.model()
+    optimizer = ReweightedSAM(net.parameters(), torch.optim.SGD, lam=1.0, model=net, **OPTIONS)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(NotImplementedError, match="estimator 'logits' with several ranks"):
+        optimizer.step(losses_of(net, 0), batch_size=B)
+
+
 def test_exact_refuses_parameters_out_of_sight() -> None:
     net, alone = problems.model(), nn.Parameter(torch.ones(()))
     with pytest.raises(ValueError, match="parameter 6 of group 0"):
@@ -258,7 +273,9 @@ def test_bad_losses(case: str) -> None:
     ({"lam": 1.0, "estimator": "loss"}, ValueError, "estimator is 'loss'; expected one of"),
     ({"lam": 1.0, "probes": 0}, ValueError, "probes is 0"),
     ({"lam": 1.0, "delta": 0.0}, ValueError, "delta is 0.0"),
-    ({"lam": 1.0, "batchnorm": "skip"}, ValueError, "batchnorm is 'skip'"),
+    ({"lam": 1.0, "batchnorm": "frozen"}, ValueError, "batchnorm is 'frozen'; .*evaluation mode"),
+    ({"lam": torch.tensor(-1.0)}, ValueError, "lam is -1.0"),
+    ({"lam": torch.tensor(1)}, ValueError, "lam is a tensor of shape .* torch.int64"),
     ({"lam": 1.0, "model": None}, ValueError, "pass model="),
 ])  # fmt: skip
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -42,9 +42,10 @@ class ReweightedSAM(SAM):
         relative: divide the norms by their mean first, so that ``lam`` keeps its meaning while gradients shrink.
         estimator: ``"exact"`` (needs ``model``), ``"logits"`` (``losses`` returns ``ops.cross_entropy_sample(model(x), y)``) or
             ``"finite_difference"``, the paper's: ``probes`` more forwards at ``w + delta z`` with random signs z from torch's generator
-            (pass ``model`` where it has BatchNorm, which would count the probes). Norms are over all trainable parameters, those of
-            groups with ``rho=0`` included.
-        batchnorm: policy of the exact norms, see ``per_sample.grad_norms``.
+            (pass ``model`` where it has BatchNorm, which would count the probes). Norms are those of the trainable
+            parameters of the model (exact) or of the optimizer (finite differences), groups with ``rho=0`` included. Half-precision
+            forwards drown the difference: keep the forward in fp32.
+        batchnorm: policy of the exact norms, ``"error"`` or ``"contribution"``, see ``per_sample.grad_norms``.
 
     ``sample_norms`` ``[B]`` and ``sample_weights`` (a ``Gibbs``) are those of the last step.
     """

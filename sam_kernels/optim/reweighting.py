@@ -22,12 +22,12 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .. import per_sample
 from ..batchnorm import frozen_batchnorm
 from ..ops.gibbs_weights import Gibbs, gibbs_weights
-from ..per_sample.intercept import POLICIES
 from .batches import Losses, OfLosses, per_sample_losses
 
 if TYPE_CHECKING:
@@ -56,14 +56,29 @@ class Reweighted(OfLosses):
             raise ValueError(f"delta is {self.delta!r}; expected a finite number > 0, the length of a probe's step in every weight")
         if not isinstance(self.probes, int) or self.probes < 1:
             raise ValueError(f"probes is {self.probes!r}; expected an int >= 1")
-        if self.batchnorm not in POLICIES:
-            raise ValueError(f"batchnorm is {self.batchnorm!r}; expected one of {POLICIES}")
+        if self.batchnorm not in ("error", "contribution"):
+            raise ValueError(
+                f"batchnorm is {self.batchnorm!r}; expected 'error' or 'contribution'; to freeze statistics, put the layers in evaluation "
+                "mode, so that both passes use them"
+            )
+        if isinstance(self.lam, Tensor):
+            if self.lam.numel() != 1 or not self.lam.is_floating_point():
+                raise ValueError(
+                    f"lam is a tensor of shape {tuple(self.lam.shape)} and {self.lam.dtype}; expected one floating-point element"
+                )
+            if not self.lam.is_cuda and not (isfinite(self.lam.item()) and self.lam.item() >= 0):
+                raise ValueError(f"lam is {self.lam.item()}; expected a finite number >= 0")
 
     def check(self, optimizer: SAM) -> None:
         if self.estimator == "exact" and optimizer.model is None:
             raise ValueError("estimator 'exact' watches the layers of the model; pass model=, or choose 'logits' or 'finite_difference'")
         if self.estimator == "exact":
             _check_members(optimizer)
+        if self.estimator == "finite_difference":
+            for p in (p for group in optimizer.param_groups for p in group["params"] if p.dtype.itemsize == 2):
+                raise ValueError(
+                    f"estimator 'finite_difference' with {p.dtype} weights, in which a step of delta={self.delta} drowns; use fp32"
+                )
 
     def first(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
         if self.estimator == "exact":
@@ -121,6 +136,11 @@ class Reweighted(OfLosses):
 def _check_members(optimizer: SAM) -> None:
     """Nothing but the layers of the model is seen; a parameter of the optimizer that is not in there would lose its gradient."""
     assert optimizer.model is not None
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise NotImplementedError(
+            "estimator 'exact' makes the ascent gradient outside of DistributedDataParallel, so every rank would perturb by its own and "
+            "skip a step by itself; use estimator 'logits' with several ranks"
+        )
     known = set(map(id, optimizer.model.parameters()))
     for row, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):

@@ -2,5 +2,6 @@
 
 from .context import GradientNoise, GradNorms, grad_norms
 from .functional import conv, embedding, group_norm, layer_norm, linear, rms_norm
+from .verify import verify
 
-__all__ = ["GradNorms", "GradientNoise", "conv", "embedding", "grad_norms", "group_norm", "layer_norm", "linear", "rms_norm"]
+__all__ = ["GradNorms", "GradientNoise", "conv", "embedding", "grad_norms", "group_norm", "layer_norm", "linear", "rms_norm", "verify"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.inner_products import sq_norm
+from ..ops.linear_grad_norms import METHODS
 from ..registry import OPS, check_name
 from .intercept import POLICIES, Call, Intercept
 from .layers import Instrumented, Layer, cast
@@ -46,9 +47,9 @@ class GradNorms:
 
     def __init__(
         self, model: nn.Module, batch_size: int, weighted: bool, reduction: str, scale: float | Tensor | None,
-        per_layer: bool, backend: str | None,
+        per_layer: bool, method: str | None, backend: str | None,
     ) -> None:  # fmt: skip
-        self.batch_size, self.weighted, self.backend, self._per_layer = batch_size, weighted, backend, per_layer
+        self.batch_size, self.weighted, self.backend, self._per_layer, self._method = batch_size, weighted, backend, per_layer, method
         self._params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = {id(p): name for name, p in self._params.items()}
         self._before = self._gradients_now()
@@ -76,7 +77,7 @@ class GradNorms:
             x, weight, bias = (p if dtype is None else cast(p, dtype) for p in (x, weight, bias))  # type: ignore[assignment]
         try:
             counts = (watched[0] is not None, watched[1] is not None)
-            layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted))
+            layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted, self._method))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         sink = torch.zeros(self.batch_size, dtype=layer.wide(x, weight), device=x.device, requires_grad=True)
@@ -149,6 +150,8 @@ class GradNorms:
             )
         if self._scale is not None and self._scale.numel() > 1:
             raise RuntimeError("the mean gradient is not known with a scale per sample; pass weighted=True")
+        if self._gradients_now() != self._after:
+            raise RuntimeError(".grad has changed since this backward; ask for gradient_noise() first, or pass weighted=True")
         grads = [p.grad for p in self._params.values() if p.grad is not None]
         total = torch.stack([sq_norm([g], backend=self.backend).to(like) for g in grads]).sum()
         return self._scaled(total / self.batch_size**2, 2).reshape(())
@@ -276,7 +279,7 @@ def _scale_of(reduction: str, scale: float | Tensor | None, batch_size: int) -> 
 @contextmanager
 def grad_norms(
     model: nn.Module, batch_size: int, *, weighted: bool = False, reduction: str = "mean", scale: float | Tensor | None = None,
-    batchnorm: str = "error", per_layer: bool = False, backend: str | None = None,
+    batchnorm: str = "error", per_layer: bool = False, method: str | None = None, backend: str | None = None,
 ) -> Iterator[GradNorms]:  # fmt: skip
     """Norms of the gradient of every sample, from the ordinary backward of an unmodified model::
 
@@ -291,9 +294,11 @@ def grad_norms(
     Exact for all trainable parameters together: Linear, Conv1d-3d, Embedding, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and the affine
     part of BatchNorm, called as modules or functions. Frozen parameters do not count. A trainable parameter used in any other way, or
     twice, raises (a custom autograd function that is given a parameter of such a layer besides is noticed in the weighted form only).
-    Samples lie one after the other along the first dimension of every layer's input. One forward and one backward per context; the
-    backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works inside of the context, without its saving where
-    weighted.
+    Samples lie one after the other along the first dimension of every layer's input, which is a multiple of B: rows in another order, two
+    views of a batch in one call, or rows that all samples share cannot be told apart from that; ``verify`` can. Gradient hooks of
+    parameters do not run in the weighted form, and a frozen BatchNorm still counts its batches. One forward and one backward per
+    context; the backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works inside of the context, without its
+    saving where weighted.
 
     Args:
         model: any module; only its parameters are looked at, nothing is replaced.
@@ -306,6 +311,8 @@ def grad_norms(
         batchnorm: in training mode ``"error"``; ``"contribution"``: the share of the batch gradient that passes through the sample;
             ``"frozen"``: running statistics, as in evaluation mode.
         per_layer: also offer ``norms.per_layer``.
+        method: ``"direct"`` or ``"gram"`` for every layer that has a choice; None: the cheapest. Where a sample's gradient cancels over its
+            positions, a Gram matrix loses digits that ``"direct"`` keeps.
         backend: a backend by name; by default the preferred one that is available.
 
     Yields:
@@ -320,10 +327,12 @@ def grad_norms(
         raise ValueError(f"batch_size is {batch_size!r}; expected the number of samples, an int >= 1")
     if batchnorm not in POLICIES:
         raise ValueError(f"batchnorm is {batchnorm!r}; expected one of {POLICIES}")
+    if method not in (None, *METHODS):
+        raise ValueError(f"method is {method!r}; expected None, {METHODS[0]!r} or {METHODS[1]!r}")
     if getattr(_active, "norms", None) is not None:
         raise RuntimeError("grad_norms() inside of another grad_norms(); leave the outer context first")
     _check_backend(model, backend)
-    norms = _active.norms = GradNorms(model, batch_size, weighted, reduction, scale, per_layer, backend)
+    norms = _active.norms = GradNorms(model, batch_size, weighted, reduction, scale, per_layer, method, backend)
     try:
         with Intercept(norms._names, batchnorm, norms._run):
             yield norms

@@ -60,6 +60,6 @@ def _run(call: Call, sink: Tensor, backend: str | None) -> Tensor:
             f"sink has shape {tuple(sink.shape)} and requires_grad={sink.requires_grad}; expected torch.zeros(B, requires_grad=True)"
         )
     x = call.x if call.prepare is None else call.prepare(call.x)
-    layer = call.make(x, call.weight, (len(sink), call.weight is not None, call.bias is not None, backend, False))
+    layer = call.make(x, call.weight, (len(sink), call.weight is not None, call.bias is not None, backend, False, None))
     y: Tensor = Instrumented.apply(layer, x, call.weight, call.bias, sink, None)
     return y

@@ -20,7 +20,7 @@ from ..ops.lists import accumulator
 from ..registry import call
 
 Saved = tuple[Tensor, ...]
-Common = tuple[int, bool, bool, str | None, bool]  # the first fields of a layer
+Common = tuple[int, bool, bool, str | None, bool, str | None]  # the first fields of a layer
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Layer:
     bias: bool
     backend: str | None
     keeps: bool  # the weighted form: what ``weighted`` needs is kept, and no gradient is asked for in the backward
+    asked: str | None  # the method, where there is a choice
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         """The output, and what ``backward`` needs."""
@@ -86,8 +87,10 @@ class Layer:
 
     @property
     def method(self) -> str:
-        """The cheapest one."""
+        """The one that was asked for, else the cheapest."""
         costs = self.costs()
+        if self.asked in costs:
+            return self.asked
         return min(costs, key=lambda name: costs[name]) if costs else "sums"
 
     def describe(self) -> str:
