@@ -13,7 +13,7 @@ from sample_providers import PEERS, PLAIN, PROVIDERS, Ours, SampleProvider
 from sample_run import Run
 from timing import Rounds, Times, spread
 
-SECONDS, LEAST, MOST, WARMUP = 6.0, 5, 60, 1
+SECONDS, LEAST, MOST, WARMUP = 4.0, 5, 60, 1
 SLOW, FEW = 5.0, 2  # entries that take so many times as long as the first are timed in so many rounds only
 
 
