@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sam_kernels import per_sample
 from sam_kernels.per_sample.conv import Conv
 from sam_kernels.per_sample.layers import Layer
+from sam_kernels.per_sample.linear import Linear
 
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 
@@ -165,16 +167,23 @@ def test_gradients_that_cancel_have_no_negative_norm(name: str, shape: tuple[int
     assert norms.norm.max() <= 1
 
 
+def test_the_cheapest_method_of_a_linear_layer() -> None:
+    """By the rule of operations, gram iff T + 1 < 2 d p / (d + p), where the direct products are not the gradient anyway."""
+    for t, d, p in [(3, 12, 10), (11, 12, 10), (9, 12, 10), (10, 12, 10), (1, 2, 9), (1, 1, 1)]:
+        layer = Linear.of(torch.empty(2, t, d), torch.empty(p, d), (2, True, False, None, False, None))
+        assert replace(layer, by_product=False).method == ("gram" if t + 1 < 2 * d * p / (d + p) else "direct")
+    for t, d, p, method in [(1, 1024, 1024, "gram"), (65, 192, 768, "gram"), (512, 1024, 1024, "direct")]:
+        assert Linear.of(torch.empty(1, t, d), torch.empty(p, d), (1, True, False, None, False, None)).method == method
+
+
 def test_explain_names_modules_and_methods() -> None:
-    """Linear layers by the rule of operations, gram iff T + 1 < 2 d p / (d + p): on both sides of it."""
-    sides = [(3, 12, 10), (11, 12, 10), (9, 12, 10), (10, 12, 10), (1, 2, 9), (1, 1, 1)]
-    for t, d, p in sides:
-        model = nn.Sequential(nn.Linear(d, p, bias=False), nn.GroupNorm(1, t))
+    for t, method in ((1, "gram"), (90, "direct")):
+        model = nn.Sequential(nn.Linear(9, 8, bias=False), nn.GroupNorm(1, t))
         with per_sample.grad_norms(model, 2) as norms:
-            model(data((2, t, d)))
+            model(data((2, t, 9)))
         head, linear, norm = norms.explain().splitlines()
         assert head.startswith("module")
-        assert linear.startswith("0 ") and f" {'gram' if t + 1 < 2 * d * p / (d + p) else 'direct'} " in linear.partition("positions")[2]
+        assert linear.startswith("0 ") and f" {method} " in linear.partition("positions")[2]
         assert norm.startswith("1 ") and "group norm" in norm
     model = Transformer(image=True)
     names = {name for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}

@@ -19,18 +19,18 @@ SAMK_INLINE double dot(const T* x, const T* y, int64_t n) {
   return lanes.total(0);
 }
 
-// Row t of the patches' Gram matrix, from s = t on, into `sum`.
+// Row t of the patches' Gram matrix, from s = t on, into `sum`. `start`: the first pixel of every output row, where divisions are few.
 template <bool kUnit, class T>
-SAMK_INLINE void patch_row(const T* r, const ConvShape& shape, int64_t t, T* sum) {
-  const int64_t width = shape.out[2], height = shape.out[1], pixels = shape.pixels(), step = shape.stride[2];
-  const int64_t first = t / width, rows = height * shape.out[0];
-  const int64_t own = shape.row(first / height, first % height) + t % width * step;
+SAMK_INLINE void patch_row(const T* r, const ConvShape& shape, const int64_t* start, int64_t t, T* sum) {
+  const int64_t width = shape.out[2], pixels = shape.pixels(), step = shape.stride[2];
+  const int64_t first = t / width, rows = shape.out[1] * shape.out[0];
+  const int64_t own = start[first] + t % width * step;
   for (int64_t s = t; s < shape.positions(); ++s) sum[s] = T(0);
   for (int64_t tap = 0; tap < shape.taps(); ++tap) {
     const int64_t shift = shape.shift(tap);
     const T* source = r + (own + shift) * pixels + shift;
     for (int64_t row = first; row < rows; ++row) {
-      const T* from = source + shape.row(row / height, row % height);
+      const T* from = source + start[row];
       T* to = sum + row * width;
 #pragma GCC ivdep
       for (int64_t x = row == first ? t % width : 0; x < width; ++x) to[x] += from[kUnit ? x : x * step];
@@ -40,14 +40,14 @@ SAMK_INLINE void patch_row(const T* r, const ConvShape& shape, int64_t t, T* sum
 
 // Rows [begin, end) of sum_ts k[t][s] (patches' Gram)[t][s]; both are symmetric.
 template <class T>
-SAMK_INLINE double pixel_rows(const T* r, const T* k, const ConvShape& shape, int64_t begin, int64_t end, T* scratch) {
+SAMK_INLINE double pixel_rows(const T* r, const T* k, const ConvShape& shape, const int64_t* start, int64_t begin, int64_t end, T* scratch) {
   const int64_t positions = shape.positions();
   double total = 0;
   for (int64_t t = begin; t < end; ++t) {
     if (shape.stride[2] == 1)
-      patch_row<true>(r, shape, t, scratch);
+      patch_row<true>(r, shape, start, t, scratch);
     else
-      patch_row<false>(r, shape, t, scratch);
+      patch_row<false>(r, shape, start, t, scratch);
     const T* row = k + t * positions;
     total += 2 * dot(scratch + t, row + t, positions - t) - double(scratch[t]) * double(row[t]);
   }
@@ -56,8 +56,8 @@ SAMK_INLINE double pixel_rows(const T* r, const T* k, const ConvShape& shape, in
 
 #define SAMK_PRODUCT_CLONES(T)                                                                                          \
   SAMK_CLONES double dot_of(const T* x, const T* y, int64_t n) { return dot(x, y, n); }                                 \
-  SAMK_CLONES double rows_of(const T* r, const T* k, const ConvShape& s, int64_t begin, int64_t end, T* scratch) {      \
-    return pixel_rows(r, k, s, begin, end, scratch);                                                                    \
+  SAMK_CLONES double rows_of(const T* r, const T* k, const ConvShape& s, const int64_t* start, int64_t begin, int64_t end, T* scratch) { \
+    return pixel_rows(r, k, s, start, begin, end, scratch);                                                             \
   }
 SAMK_PRODUCT_CLONES(float)
 SAMK_PRODUCT_CLONES(double)
@@ -97,10 +97,13 @@ void cpu_row_dots(const T* x, const T* y, int64_t rows, int64_t n, T* out, Paral
 template <class T>
 void cpu_pixel_gram(const T* r, const T* k, int64_t count, const ConvShape& shape, T* out, ParallelFor parallel_for) {
   const int64_t positions = shape.positions(), pixels = shape.pixels(), blocks = (positions + kRowBlock - 1) / kRowBlock;
+  std::vector<int64_t> start;
+  for (int64_t z = 0; z < shape.out[0]; ++z)
+    for (int64_t y = 0; y < shape.out[1]; ++y) start.push_back(shape.row(z, y));
   sum_parts(count, blocks, 1 + (1 << 15) / (kRowBlock * positions * shape.taps()), out, parallel_for, [&](int64_t q, int64_t block) {
     const int64_t begin = block * kRowBlock, end = begin + kRowBlock < positions ? begin + kRowBlock : positions;
     std::vector<T> scratch(static_cast<size_t>(positions));
-    return rows_of(r + q * pixels * pixels, k + q * positions * positions, shape, begin, end, scratch.data());
+    return rows_of(r + q * pixels * pixels, k + q * positions * positions, shape, start.data(), begin, end, scratch.data());
   });
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops.conv_grad_norms import OP, weight_grad
 from ..ops.sample_grads import conv_sample_grads
 from ..registry import call
-from .layers import Common, Grads, Layer, Saved, Wants, empty_keeper, may_keep, row_norms, rows_per_sample, scaled, split
+from .layers import Common, Grads, Layer, Saved, Wants, direct_cost, empty_keeper, may_keep, row_norms, rows_per_sample, scaled, split
 
 _ADD = 32  # FLOPs of a matrix product that take as long as one of pixel_gram's shifted additions
 Ints = tuple[int, ...]
@@ -30,7 +30,7 @@ class Conv(Layer):
     out: Ints
     images: int  # of each sample
     small: bool  # a sample's gradient is, beside its inputs and output gradients
-    pixels: bool  # there is a kernel for the Gram matrix of pixels
+    cpu: bool  # has a kernel for the Gram matrix of pixels, and a direct method that leaves the weight gradient behind
 
     @classmethod
     def of(
@@ -95,12 +95,11 @@ class Conv(Layer):
         t, taps, pixels = prod(self.out), prod(self.kernel), prod(self.size)
         c, p = self.channels[0] // self.groups, self.channels[1] // self.groups
         product = 2.0 * t * c * taps * p * self.images
-        later = product if self.keeps else 0.0
-        found = {"direct": product + later}
+        found = {"direct": direct_cost(product, c * taps * p, self.cpu and not self.keeps)}
         if self.images == 1:
-            found["gram"] = t * (t + 1) * (c * taps + p) + later
-            pixel_gram = pixels * (pixels + 1) * c + t * (t + 1) * (p + taps * _ADD / 2) + later
-            found |= {"pixel_gram": pixel_gram} if self.pixels else {}
+            found["gram"] = t * (t + 1) * (c * taps + p) + product
+            pixel_gram = pixels * (pixels + 1) * c + t * (t + 1) * (p + taps * _ADD / 2) + product
+            found |= {"pixel_gram": pixel_gram} if self.cpu else {}
         if self.keeps and self.weight and self.small:
             found["keep"] = product + 2 * c * taps * p
         return {name: cost * self.groups for name, cost in found.items()}

@@ -82,7 +82,7 @@ class Layer:
         return self.method != "keep"
 
     def costs(self) -> dict[str, float]:
-        """FLOPs for one sample by method, those of the weighted gradient included where it is to come; empty where there is no choice."""
+        """FLOPs for one sample by method, those of the weight gradient included; empty where there is no choice."""
         return {}
 
     @property
@@ -152,7 +152,14 @@ def may_keep(x: Tensor, products: int, operands: int) -> bool:
     return products <= _MOST * operands and x.dtype == accumulator(x.dtype)
 
 
+def direct_cost(product: float, elements: int, by_product: bool) -> float:
+    """Of norms by the products themselves, which on the CPU are added up to the weight gradient unless that is weighted: then what
+    remains is to read each of their ``elements`` again, in cache, and else to make the gradient once more."""
+    return product + (_READ * elements if by_product else product)
+
+
 _MOST = 2
+_READ = 64  # FLOPs of a matrix product that take as long as squaring and adding one element
 
 
 def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
