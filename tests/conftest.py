@@ -5,6 +5,7 @@ the Triton kernels run in the interpreter, which must be asked for before they a
 """
 
 import os
+from collections.abc import Iterable
 
 import torch
 
@@ -27,6 +28,19 @@ def skip_or_fail(backend: str, reason: str) -> None:
     pytest.skip(f"{backend}: {reason}")
 
 
+def require_ops(backend: str, device: str, names: Iterable[str], dtype: torch.dtype = torch.float32) -> None:
+    """Skip with the reason where ``backend`` cannot run one of these ops; a failure where it is required."""
+    for op in (OPS[name] for name in names):
+        found = op.implementations.get(backend)
+        why = op.missing.get(backend, "not built") if found is None else found.refuses(device, dtype)
+        if why is not None and device == "cpu" and torch.cuda.is_available() and backend == "triton":
+            pytest.skip("the GPU machine tests Triton on the GPU")
+        if why is not None and found is not None and dtype != torch.float32:
+            pytest.skip(f"{backend} {why}")
+        if why is not None:
+            skip_or_fail(backend, f"{op.name}: {why}")
+
+
 def pytest_report_header() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: no GPU tests are collected, Triton is interpreted"
     return f"sam_kernels: required backends {sorted(REQUIRED) or 'none'}; CUDA device {device}"
@@ -42,11 +56,5 @@ def place(request: pytest.FixtureRequest) -> tuple[str, str]:
     """(backend, device); skipped with the reason where the backend cannot run, a failure where it is required. A module that tests
     other ops than those of the step names them in ``TESTED``: not every backend has every op."""
     backend, device = request.param
-    for op in (OPS[name] for name in getattr(request.module, "TESTED", STEP)):
-        found = op.implementations.get(backend)
-        why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
-        if why is not None:
-            if device == "cpu" and torch.cuda.is_available() and backend == "triton":
-                pytest.skip("the GPU machine tests Triton on the GPU")
-            skip_or_fail(backend, why)
+    require_ops(backend, device, getattr(request.module, "TESTED", STEP))
     return backend, device

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GPU_PLACES, skip_or_fail
+from conftest import GPU_PLACES, require_ops
 from torch import Tensor, nn
 
 from sam_kernels.per_sample import GradNorms, grad_norms
-from sam_kernels.registry import OPS
 
 B = 3
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-12}  # of squared norms, each relative to itself
@@ -40,16 +39,8 @@ def on(place: Place, model: nn.Module) -> str | None:
     backend, device = place
     dtype = next(model.parameters()).dtype
     kinds = {kind for m in model.modules() for kind in _OP_OF if kind in type(m).__name__}
-    for kind in kinds if backend is not None else ():
-        op = OPS[_OP_OF[kind]]
-        found = op.implementations.get(backend)
-        why = op.missing.get(backend, "not built") if found is None else found.refuses(device, dtype)
-        if why is not None and backend == "triton" and device == "cpu" and torch.cuda.is_available():
-            pytest.skip("the GPU machine tests Triton on the GPU")
-        if why is not None and found is not None:
-            pytest.skip(f"{backend} {why}")
-        if why is not None:
-            skip_or_fail(backend, f"{op.name}: {why}")
+    if backend is not None:
+        require_ops(backend, device, sorted(_OP_OF[kind] for kind in kinds), dtype)
     model.to(device)
     return backend
 

@@ -20,27 +20,11 @@ from sam_kernels.ops.conv_grad_norms import reference as conv_reference
 from sam_kernels.ops.linear_grad_norms import reference as linear_reference
 from sam_kernels.registry import OPS
 
-NAMES = ("linear_grad_norms", "conv_grad_norms")
+TESTED = ("linear_grad_norms", "conv_grad_norms")
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 CANCELLING = 5e-5
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 DRAWN = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(params=conftest._params())
-def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """(backend, device), by these two ops alone. There is no CUDA C++ implementation of them."""
-    backend, device = request.param
-    for op in map(OPS.__getitem__, NAMES):
-        found = op.implementations.get(backend)
-        why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
-        if why is not None:
-            if backend == "cuda" and found is None:
-                pytest.skip(f"{backend}: {why}")
-            if device == "cpu" and torch.cuda.is_available() and backend == "triton":
-                pytest.skip("the GPU machine tests Triton on the GPU")
-            conftest.skip_or_fail(backend, why)
-    return backend, device
 
 
 def island(x: Tensor) -> Tensor:
@@ -310,7 +294,7 @@ def test_random_conv(place, data) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("parts", [(True, True, True), (True, True, False), (False, True, True), (True, False, True)])
 def test_opcheck(backend: str, layout: str, parts: tuple[bool, bool, bool]) -> None:
-    if backend == "triton" and (why := OPS[NAMES[0]].missing.get(backend) or ("the GPU machine" if torch.cuda.is_available() else "")):
+    if backend == "triton" and (why := OPS[TESTED[0]].missing.get(backend) or ("the GPU machine" if torch.cuda.is_available() else "")):
         conftest.skip_or_fail(backend, why)
     for method in ("direct", "gram"):
         torch.library.opcheck(torch.ops.sam_kernels.linear_grad_norms.default, (draw(2, 3, 4), draw(2, 3, 5), method, *parts, backend))
@@ -348,8 +332,8 @@ def test_bad_arguments_are_refused(place) -> None:
 def test_triton_offsets_of_64_bits_and_rounded_products(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a huge sample or a lower precision asked of torch selects, on the small sizes that the interpreter can bear."""
     launch = pytest.importorskip("sam_kernels.backends.triton.sample_launch")
-    if "triton" not in OPS[NAMES[0]].implementations:
-        conftest.skip_or_fail("triton", OPS[NAMES[0]].missing["triton"])
+    if "triton" not in OPS[TESTED[0]].implementations:
+        conftest.skip_or_fail("triton", OPS[TESTED[0]].missing["triton"])
     place = ("triton", "cuda" if torch.cuda.is_available() else "cpu")
     x, g = draw(2, 4, 6, 5), draw(2, 4, 2, 2, seed=1)
     monkeypatch.setattr(launch, "LONG", 0)
@@ -370,8 +354,8 @@ def test_triton_offsets_of_64_bits_and_rounded_products(method: str, monkeypatch
 @pytest.mark.parametrize("axis", ["samples", "rows", "columns"])
 def test_offsets_beyond_31_bits(axis: str, method: str) -> None:
     """Elements 2^30 apart, in memory that is never touched between them."""
-    if "triton" not in OPS[NAMES[0]].implementations:
-        conftest.skip_or_fail("triton", OPS[NAMES[0]].missing["triton"])
+    if "triton" not in OPS[TESTED[0]].implementations:
+        conftest.skip_or_fail("triton", OPS[TESTED[0]].missing["triton"])
     place = ("triton", "cuda" if torch.cuda.is_available() else "cpu")
     far = (1 << 30) + 8
     try:
@@ -399,8 +383,8 @@ def test_columns_in_the_order_that_reads_vectors() -> None:
 
 def test_pairs_of_tiles_around_every_triangular_number() -> None:
     """The pair comes from a square root in fp32, which may round to the next integer."""
-    if "triton" not in OPS[NAMES[0]].implementations:
-        conftest.skip_or_fail("triton", OPS[NAMES[0]].missing["triton"])
+    if "triton" not in OPS[TESTED[0]].implementations:
+        conftest.skip_or_fail("triton", OPS[TESTED[0]].missing["triton"])
     import grad_norm_probe
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -171,7 +171,7 @@ def test_the_cheapest_method_of_a_linear_layer() -> None:
     """By the rule of operations, gram iff T + 1 < 2 d p / (d + p), where the direct products are not the gradient anyway."""
     for t, d, p in [(3, 12, 10), (11, 12, 10), (9, 12, 10), (10, 12, 10), (1, 2, 9), (1, 1, 1)]:
         layer = Linear.of(torch.empty(2, t, d), torch.empty(p, d), (2, True, False, None, False, None))
-        assert replace(layer, by_product=False).method == ("gram" if t + 1 < 2 * d * p / (d + p) else "direct")
+        assert replace(layer, cpu=False).method == ("gram" if t + 1 < 2 * d * p / (d + p) else "direct")
     for t, d, p, method in [(1, 1024, 1024, "gram"), (65, 192, 768, "gram"), (512, 1024, 1024, "direct")]:
         assert Linear.of(torch.empty(1, t, d), torch.empty(p, d), (1, True, False, None, False, None)).method == method
 

@@ -12,6 +12,7 @@ from per_sample_oracle import B, assert_grads, check, combined, error, losses, o
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sam_kernels import per_sample
 from sam_kernels.per_sample import grad_norms
 from sam_kernels.per_sample.layers import Layer
 
@@ -270,3 +271,15 @@ def test_nothing_outlives_the_context(name: str, weighted: bool, monkeypatch: py
         assert not any(ref() is not None for ref in seen), "kept alive by a cycle"
     finally:
         gc.enable()
+
+
+def test_functional_forms_under_autocast() -> None:
+    """As torch's own function: the lower precision, whatever the operands are in."""
+    weight, sink = torch.randn(3, 4, requires_grad=True), torch.zeros(2, requires_grad=True)
+    x = torch.randn(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = per_sample.linear(x.bfloat16(), weight, sink=sink)
+        assert y.dtype == F.linear(x, weight).dtype == torch.bfloat16
+    y.float().sum().backward()
+    want = 3 * x.bfloat16().float().square().sum(1)
+    assert weight.grad.dtype == torch.float32 and ((sink.grad - want).abs() <= 1e-2 * want).all()

@@ -8,7 +8,7 @@ import problems
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import skip_or_fail
+from conftest import require_ops
 from tolerance import assert_loop
 from torch import Tensor, nn
 
@@ -23,9 +23,8 @@ OPTIONS: dict[str, Any] = {"rho": 0.05, "lr": 0.1, "momentum": 0.9, "weight_deca
 @pytest.fixture(params=["reference", "cpp", "triton", None])
 def backend(request: pytest.FixtureRequest) -> str | None:
     name = request.param
-    for op in OPS.values():
-        if name is not None and (why := op.missing.get(name, "" if name in op.implementations else "not built")):
-            skip_or_fail(name, why)
+    if name is not None:
+        require_ops(name, "cpu", OPS)
     return name
 
 

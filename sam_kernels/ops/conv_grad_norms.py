@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..registry import call, declare
 from . import guards
-from .linear_grad_norms import _check_method
+from .linear_grad_norms import check_method
 from .lists import accumulator
 from .sample_grads import windows
 
@@ -99,7 +99,7 @@ def conv_grad_norms(
     Raises:
         RuntimeError, ValueError: shapes, dtypes or devices that do not match, or a method that is unknown or does not apply.
     """
-    _check_method(method, METHODS)
+    check_method(method, METHODS)
     samples = len(x) if samples is None else samples
     if method != "direct" and samples != len(x):
         raise ValueError(f"method is {method!r} for {len(x)} images of {samples} samples; images that share a sample need 'direct'")

@@ -63,13 +63,13 @@ def linear_grad_norms(
     Raises:
         RuntimeError, ValueError: shapes, dtypes or devices that do not match, or an unknown method.
     """
-    _check_method(method, METHODS)
+    check_method(method, METHODS)
     if a.dim() != 3 or g.dim() != 3 or a.shape[:2] != g.shape[:2]:
         raise ValueError(f"a has shape {tuple(a.shape)} and g {tuple(g.shape)}; expected [B, T, d] and [B, T, p]: flatten the middle")
     result: tuple[Tensor, Tensor, Tensor] = call(OP, backend, a, g, method, weight, bias, grads)
     return result
 
 
-def _check_method(method: Any, methods: tuple[str, ...]) -> None:
+def check_method(method: Any, methods: tuple[str, ...]) -> None:
     if method not in methods:
         raise ValueError(f"method is {method!r}; expected one of {methods}")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .guards import require
 from .lists import accumulator
 
 
@@ -65,20 +66,15 @@ def guard_backward(a: Mapping[str, Any]) -> None:
     for name, shape in (("grad", (n,)), ("log_norm", (n, 3))):
         x = a[name]
         fits = x.shape == shape and x.dtype == dtype and x.device == a["logits"].device and x.is_contiguous()
-        _require(fits, f"{name} must be {shape}, contiguous, {dtype}, beside logits")
+        require(fits, f"{name} must be {shape}, contiguous, {dtype}, beside logits")
 
 
 def _rows_fit(a: Mapping[str, Any]) -> None:
     logits, target, weight = a["logits"], a["target"], a["weight"]
-    _require(logits.dim() == 2 and logits.is_floating_point(), "logits must be [N, C] in floating point")
-    _require(logits.shape[1] < 2 or logits.stride(1) == 1, "the classes of a row must be adjacent")
+    require(logits.dim() == 2 and logits.is_floating_point(), "logits must be [N, C] in floating point")
+    require(logits.shape[1] < 2 or logits.stride(1) == 1, "the classes of a row must be adjacent")
     fits = target.shape == logits.shape[:1] and target.dtype == torch.int64 and target.is_contiguous()
-    _require(fits and target.device == logits.device, "target must be [N], int64, contiguous, beside logits")
+    require(fits and target.device == logits.device, "target must be [N], int64, contiguous, beside logits")
     if weight is not None:
         fits = weight.shape == logits.shape[1:] and weight.dtype == accumulator(logits.dtype) and weight.is_contiguous()
-        _require(fits and weight.device == logits.device, "weight must be [C], contiguous, in the accumulation dtype, beside logits")
-
-
-def _require(fits: bool, message: str) -> None:
-    if not fits:
-        raise RuntimeError(message)
+        require(fits and weight.device == logits.device, "weight must be [C], contiguous, in the accumulation dtype, beside logits")

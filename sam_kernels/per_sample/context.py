@@ -15,7 +15,7 @@ from ..ops.inner_products import sq_norm
 from ..ops.linear_grad_norms import METHODS
 from ..registry import OPS, check_name
 from .intercept import POLICIES, Call, Intercept
-from .layers import Instrumented, Layer, cast
+from .layers import Instrumented, Layer
 
 REDUCTIONS = ("mean", "sum")
 
@@ -61,20 +61,13 @@ class GradNorms:
     # ---- during the forward
 
     def _run(self, call: Call) -> Tensor:
-        x = call.x if call.prepare is None else call.prepare(call.x)
-        weight, bias = call.weight, call.bias
-        watched = [p if p is not None and id(p) in self._names else None for p in (weight, bias)]
+        watched = [p if p is not None and id(p) in self._names else None for p in (call.weight, call.bias)]
         name = self._name_of(watched)
-        for p, mine in zip((weight, bias), watched, strict=True):
+        for p, mine in zip((call.weight, call.bias), watched, strict=True):
             if mine is None and p is not None and p.requires_grad:
                 raise NotImplementedError(f"{name}: beside a trainable parameter it takes a weight that is computed; freeze one of them")
         self._check_single_use(watched)
-        if self.weighted:
-            weight, bias = (None if p is None else p.detach() for p in (weight, bias))
-        if torch.is_autocast_enabled(x.device.type):
-            low = torch.get_autocast_dtype(x.device.type)
-            dtype = {"low": low, "wide": torch.float32 if x.is_cuda else None, "": None}[call.autocast]  # the CPU leaves norms alone
-            x, weight, bias = (p if dtype is None else cast(p, dtype) for p in (x, weight, bias))  # type: ignore[assignment]
+        x, weight, bias = call.operands(detached=self.weighted)
         try:
             counts = (watched[0] is not None, watched[1] is not None)
             layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted, self._method))

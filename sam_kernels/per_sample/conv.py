@@ -40,7 +40,7 @@ class Conv(Layer):
         if x.dim() != weight.dim():
             raise ValueError(f"the input of conv{dims}d() has shape {tuple(x.shape)}; expected [N, C, *spatial]: add a batch dimension")
         images = rows_per_sample(x, len(x), common[0], f"the input of conv{dims}d()")
-        stride, padding, dilation = (_tuple(value, dims) for value in (stride, padding, dilation))
+        stride, padding, dilation = (per_dimension(value, dims) for value in (stride, padding, dilation))
         kernel = tuple(weight.shape[2:])
         size = tuple(n + 2 * pad for n, pad in zip(x.shape[2:], padding, strict=True))
         out = tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(size, kernel, stride, dilation, strict=True))
@@ -114,5 +114,5 @@ class Conv(Layer):
         return f"conv {kernel} {self.channels[0]} -> {self.channels[1]}, groups {self.groups}, {size} outputs"
 
 
-def _tuple(value: int | Ints, dims: int) -> Ints:
+def per_dimension(value: int | Ints, dims: int) -> Ints:
     return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)

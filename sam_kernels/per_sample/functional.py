@@ -59,7 +59,7 @@ def _run(call: Call, sink: Tensor, backend: str | None) -> Tensor:
         raise ValueError(
             f"sink has shape {tuple(sink.shape)} and requires_grad={sink.requires_grad}; expected torch.zeros(B, requires_grad=True)"
         )
-    x = call.x if call.prepare is None else call.prepare(call.x)
-    layer = call.make(x, call.weight, (len(sink), call.weight is not None, call.bias is not None, backend, False, None))
-    y: Tensor = Instrumented.apply(layer, x, call.weight, call.bias, sink, None)
+    x, weight, bias = call.operands(detached=False)
+    layer = call.make(x, weight, (len(sink), weight is not None, bias is not None, backend, False, None))
+    y: Tensor = Instrumented.apply(layer, x, weight, bias, sink, None)
     return y

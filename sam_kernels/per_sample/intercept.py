@@ -18,9 +18,9 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from ..ops.lists import accumulator
-from .conv import Conv
+from .conv import Conv, per_dimension
 from .embedding import Embedding
-from .layers import Common, Layer
+from .layers import Common, Layer, cast
 from .linear import Linear
 from .normalization import Normalization
 
@@ -34,6 +34,17 @@ class Call(NamedTuple):
     make: Callable[..., Layer]
     autocast: str = ""  # "low": runs in the lower precision, "wide": in fp32 on a GPU
     prepare: Callable[[Tensor], Tensor] | None = None  # of x, differentiated by autograd
+
+    def operands(self, detached: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x, weight and bias as the function is to have them; ``detached``: no gradient of the parameters is asked for."""
+        x = self.x if self.prepare is None else self.prepare(self.x)
+        weight, bias = (p.detach() if detached and p is not None else p for p in (self.weight, self.bias))
+        if self.autocast and torch.is_autocast_enabled(x.device.type):
+            low = self.autocast == "low"
+            dtype = torch.get_autocast_dtype(x.device.type) if low else torch.float32
+            if low or x.is_cuda:  # the CPU leaves norms alone
+                x, weight, bias = cast(x, dtype), cast(weight, dtype), cast(bias, dtype)
+        return x, weight, bias
 
 
 Handler = Callable[..., Call]
@@ -50,7 +61,8 @@ def _conv(
     dims = weight.dim() - 2
     prepare = None
     if isinstance(padding, str):
-        spans = [0] * dims if padding == "valid" else [(k - 1) * d for k, d in zip(weight.shape[2:], _each(dilation, dims), strict=True)]
+        steps = per_dimension(dilation, dims)
+        spans = [0 if padding == "valid" else (k - 1) * d for k, d in zip(weight.shape[2:], steps, strict=True)]
         padding = tuple(span // 2 for span in spans)
         if odd := [n for span in reversed(spans) for n in (0, span % 2)]:  # "same" with an even kernel: one more on the right
             prepare = (lambda x: F.pad(x, odd)) if any(odd) else None
@@ -59,10 +71,6 @@ def _conv(
         return Conv.of(x, w, common, stride, padding, dilation, groups)
 
     return Call(input, weight, bias, make, autocast="low", prepare=prepare)
-
-
-def _each(value: Any, dims: int) -> Any:
-    return (value,) * dims if isinstance(value, int) else value
 
 
 def _embedding(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..ops.lists import accumulator
 from ..registry import call
 
 Saved = tuple[Tensor, ...]
+Operand = TypeVar("Operand", Tensor, Tensor | None)
 Common = tuple[int, bool, bool, str | None, bool, str | None]  # the first fields of a layer
 
 
@@ -85,7 +87,7 @@ class Layer:
         """FLOPs for one sample by method, those of the weight gradient included; empty where there is no choice."""
         return {}
 
-    @property
+    @cached_property
     def method(self) -> str:
         """The one that was asked for, else the cheapest."""
         costs = self.costs()
@@ -172,7 +174,7 @@ def rows_per_sample(x: Tensor, rows: int, samples: int, what: str) -> int:
     return rows // samples
 
 
-def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def cast(x: Operand, dtype: torch.dtype) -> Operand:
     """As autocast would, which leaves fp64 alone; outside of the function, so that autograd casts the gradient back."""
     return x if x is None or not x.is_floating_point() or x.dtype in (dtype, torch.float64) else x.to(dtype)
 

@@ -21,7 +21,7 @@ class Linear(Layer):
     inputs: int
     outputs: int
     small: bool  # a sample's gradient is, beside its inputs and output gradients
-    by_product: bool  # the direct method leaves the weight gradient behind
+    cpu: bool  # has a direct method that leaves the weight gradient behind
 
     @classmethod
     def of(cls, x: Tensor, weight: Tensor, common: Common) -> Linear:
@@ -29,7 +29,7 @@ class Linear(Layer):
         rows = prod(x.shape[:-1])
         positions = rows_per_sample(x, rows, common[0], "the input of linear()")
         small = may_keep(x, inputs * outputs, positions * (inputs + outputs))
-        return cls(*common, positions, inputs, outputs, small, not x.is_cuda and not common[4])
+        return cls(*common, positions, inputs, outputs, small, not x.is_cuda)
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Saved]:
         assert weight is not None
@@ -63,7 +63,7 @@ class Linear(Layer):
     def costs(self) -> dict[str, float]:
         t, d, p = self.positions, self.inputs, self.outputs
         product = 2.0 * t * d * p
-        found = {"gram": t * (t + 1) * (d + p) + product, "direct": direct_cost(product, d * p, self.by_product)}
+        found = {"gram": t * (t + 1) * (d + p) + product, "direct": direct_cost(product, d * p, self.cpu and not self.keeps)}
         return found | ({"keep": product + 2 * d * p} if self._may_keep() else {})
 
     def _may_keep(self) -> bool:
