@@ -1,4 +1,5 @@
 # make demo | test | setup | bench | lint | gpu        two cores, no GPU and no network beyond the package index needed
+# make demo METHODS=sam,esam    some of the methods of examples/digits_methods.py
 # make bench FULL=1        every method on every workload, about half an hour
 #
 # ENV=system uses the python and torch that are already there and installs nothing; otherwise .venv is made with pinned versions.
@@ -23,7 +24,7 @@ RUN_TESTS = SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest
 .PHONY: demo test setup bench lint gpu clean
 
 demo: build/done
-	$(PY) examples/digits.py
+	$(PY) examples/digits.py $(if $(METHODS),--methods $(METHODS))
 
 test: build/done
 	$(RUN_TESTS)

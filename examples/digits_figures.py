@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from digits_timing import quartiles
+from digits_tables import quartiles
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 

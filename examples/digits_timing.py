@@ -1,8 +1,9 @@
 """Timing for ``digits.py``: all methods in turns, step by step, within one run.
 
 The optimizer alone: beside each fused optimizer an everyday per-tensor loop (``plain_loop.py``) is fed the same gradients; the two must
-agree on the weights before they are timed. Reweighted SAM works on losses and calls backward itself, so its steps are timed whole; its
-exact norms must agree with gradients of one sample at a time before that.
+agree on the weights before they are timed. Methods that work on the losses of samples call backward themselves, so that their steps are
+timed whole, after as many steps as an epoch has, since AUSAM takes all samples in its first one; the exact norms of Reweighted SAM must
+agree with gradients of one sample at a time before that.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from digits import Method
+    from digits_methods import Method
 
 
 def clock(job: Callable[[], Any]) -> float:
@@ -38,11 +38,16 @@ class Stopwatch:
         self.ours_ms: list[float] = []
         self.loop_ms: list[float] = []
 
+    def forget(self) -> None:
+        """Drop the times so far."""
+        for times in (self.step_ms, self.ours_ms, self.loop_ms):
+            times.clear()
+
     def check(self, x: Tensor, y: Tensor) -> str:
         """Raise if the method does not compute what it should; what was found, in words."""
         raise NotImplementedError
 
-    def step(self, x: Tensor, y: Tensor, turn: int) -> None:
+    def step(self, x: Tensor, y: Tensor, ids: Tensor, turn: int) -> None:
         """One timed step."""
         raise NotImplementedError
 
@@ -53,7 +58,7 @@ class PhaseWatch(Stopwatch):
     def __init__(self, method: Method, model: nn.Module, backend: str | None) -> None:
         super().__init__(method)
         self.model, self.twin = model, copy.deepcopy(model)
-        optimizer = method.build(self.model, backend)
+        optimizer = method.build(self.model, backend, 0)
         self.phases: list[tuple[Callable[[], Any], Callable[[], Any] | None]] = []
         if method.two_passes:
             loop = method.build_plain(self.twin)
@@ -93,7 +98,7 @@ class PhaseWatch(Stopwatch):
             raise RuntimeError(f"{self.method.name}: the optimizer and the plain loop differ by {worst:.1e} of the step; not timing them")
         return f"matches the plain loop: largest difference {worst:.1e} of the step"
 
-    def step(self, x: Tensor, y: Tensor, turn: int) -> None:
+    def step(self, x: Tensor, y: Tensor, ids: Tensor, turn: int) -> None:
         """Who goes first, and whose weights the backward pass left in cache, alternate independently."""
         whole = ours_ms = loop_ms = 0.0
         for ours, loop in self.phases:
@@ -109,18 +114,18 @@ class PhaseWatch(Stopwatch):
 
 
 class WholeWatch(Stopwatch):
-    """A step of Reweighted SAM, from the losses to the new weights."""
+    """A step from the losses to the new weights."""
 
-    def __init__(self, method: Method, model: nn.Module, backend: str | None) -> None:
+    def __init__(self, method: Method, model: nn.Module, backend: str | None, samples: int) -> None:
         super().__init__(method)
-        self.model, self.optimizer = model, method.build(model, backend)
+        self.model, self.optimizer = model, method.build(model, backend, samples)
 
     def check(self, x: Tensor, y: Tensor) -> str:
         """The exact norms of a first step must be those of autograd, one sample at a time."""
-        if self.method.options.get("estimator", "exact") != "exact":
+        if not self.method.measures_norms:
             return ""
         expected = torch.stack([self._norm(x[i : i + 1], y[i : i + 1]) for i in range(len(y))])
-        self.method.step(self.optimizer, self.model, x, y)
+        self.method.step(self.optimizer, self.model, x, y, torch.arange(len(y)))
         worst = (self.optimizer.sample_norms / expected - 1).abs().max().item()
         if not worst < 1e-4:
             raise RuntimeError(f"{self.method.name}: norms differ by {worst:.1e} from those of single samples; not timing it")
@@ -130,8 +135,8 @@ class WholeWatch(Stopwatch):
         grads = torch.autograd.grad(F.cross_entropy(self.model(x), y), list(self.model.parameters()))
         return torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
 
-    def step(self, x: Tensor, y: Tensor, turn: int) -> None:
-        self.step_ms.append(clock(lambda: self.method.step(self.optimizer, self.model, x, y)))
+    def step(self, x: Tensor, y: Tensor, ids: Tensor, turn: int) -> None:
+        self.step_ms.append(clock(lambda: self.method.step(self.optimizer, self.model, x, y, ids)))
 
 
 def _flat(model: nn.Module) -> Tensor:
@@ -143,26 +148,20 @@ def time_methods(
 ) -> list[Stopwatch]:
     """Time all methods on copies of the model, in turns, so that whatever else the machine does falls on all of them alike."""
     generator = torch.Generator().manual_seed(0)
-    watches = [(WholeWatch if method.reweighted else PhaseWatch)(method, copy.deepcopy(model), backend) for method in methods]
+    watches: list[Stopwatch] = [
+        WholeWatch(method, copy.deepcopy(model), backend, len(x)) if method.of_losses else PhaseWatch(method, copy.deepcopy(model), backend)
+        for method in methods
+    ]
     width = max(len(method.name) for method in methods)
     for watch in watches:
         if found := watch.check(x[:batch], y[:batch]):
             print(f"  {watch.method.name:<{width}}  {found}", flush=True)
-    for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
+    epoch = -(-len(x) // batch) if any(method.of_losses for method in methods) else 0
+    for turn in tqdm(range(epoch + rounds), desc="timing", unit="round", leave=False, disable=None):
         index = torch.randperm(len(x), generator=generator)[:batch]
         for watch in watches:
-            watch.step(x[index], y[index], turn)
+            watch.step(x[index], y[index], index, turn)
+        if turn + 1 == epoch:
+            for watch in watches:
+                watch.forget()
     return watches
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return float(low), float(middle), float(high)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Median (quartiles), or a dash where nothing was measured."""
-    if not values:
-        return "-"
-    low, middle, high = quartiles(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

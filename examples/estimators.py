@@ -2,7 +2,7 @@
 
     python examples/estimators.py            # a table, and a figure in out/
     python examples/estimators.py --quick    # smoke test
-    python examples/estimators.py --threads 1 --method SGD    # on a machine with other work; another method of digits.py
+    python examples/estimators.py --threads 1 --method sgd    # on a machine with other work; another method of digits.py
 
 The training is that of ``digits.py``. Between steps, at logarithmic distances, every estimator is evaluated on the same 256 training
 images with their noisy labels. Table and figure give its Spearman rank correlation with the exact norm of each sample's gradient by all
@@ -26,8 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digits import METHODS, Data, build_model, load_data, train
+from digits_data import Data, build_model, load_data
 from digits_figures import plot_correlations
+from digits_methods import BY_KEY, Method, chosen_method
+from digits_tables import mean_and_deviation, print_rows
+from digits_train import BATCH, train
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -78,7 +81,7 @@ def measure(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     return {**found, SPREAD: norms.log().std().item()}
 
 
-def follow(data: Data, method_name: str, seed: int, epochs: int, steps: list[int]) -> list[dict[str, float]]:
+def follow(data: Data, method: Method, seed: int, epochs: int, steps: list[int]) -> list[dict[str, float]]:
     """Train with one seed and measure after so many steps."""
     found: list[dict[str, float]] = []
 
@@ -86,27 +89,21 @@ def follow(data: Data, method_name: str, seed: int, epochs: int, steps: list[int
         if step in steps:
             found.append(measure(model, data.x[:SAMPLES], data.y[:SAMPLES]))
 
-    train(next(method for method in METHODS if method.name == method_name), data, seed, epochs, None, watch)
+    train(method, data, seed, epochs, None, watch)
     return found
 
 
 def print_table(steps: list[int], values: dict[str, np.ndarray]) -> None:
     rows = [("steps", *values)]
     for k, step in enumerate(steps):
-        cells = [f"{mine[:, k].mean():.2f}" + (f" ± {mine[:, k].std(ddof=1):.2f}" if len(mine) > 1 else "") for mine in values.values()]
-        rows.append((str(step), *cells))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    print()
-    for i, row in enumerate(rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-        if i == 0:
-            print("  ".join("-" * width for width in widths))
+        rows.append((str(step), *(mean_and_deviation([float(x) for x in mine[:, k]], 2) for mine in values.values())))
+    print_rows(rows, 0)
     print(f"Spearman correlation with the exact norm, {SAMPLES} samples, mean ± s.d. over seeds (here {len(values[SPREAD])})\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--method", choices=[method.name for method in METHODS], default="SAM", help="default SAM")
+    parser.add_argument("--method", type=chosen_method, default="sam", metavar="NAME", help=f"one of {','.join(BY_KEY)}, default sam")
     parser.add_argument("--threads", type=int, help="threads of torch, default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figure, default out/")
     parser.add_argument("--quick", action="store_true", help="smoke test: one epoch, one seed")
@@ -114,9 +111,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     seeds, epochs, points = (1, 1, 3) if arguments.quick else (3, 40, 11)
-    total = epochs * -(-len(load_data(0).x) // 64)
+    total = epochs * -(-len(load_data(0).x) // BATCH)
     steps = [0, *sorted({round(float(step)) for step in np.geomspace(1, total, points)})]
-    print(f"{arguments.method}, {epochs} epochs, {total} steps; {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    print(f"{arguments.method.name}, {epochs} epochs, {total} steps; {torch.get_num_threads()} threads of {os.cpu_count()} cores")
     print(f"parameters: {sum(p.numel() for p in build_model(0).parameters())}")
     found = [follow(load_data(seed), arguments.method, seed, epochs, steps) for seed in range(seeds)]
     values = {name: np.array([[point[name] for point in run] for run in found]) for name in found[0][0]}
