@@ -1,4 +1,4 @@
-"""Tables and the figure from benchmark results: pytest-benchmark JSON of bench_step.py and bench_samples.py, or JSON of gpu.py.
+"""Tables and the figure from benchmark results: pytest-benchmark JSON of the bench_*.py, or JSON of gpu.py.
 
 python bench/report.py bench/.results/cpu.json [more.json ...] [--long] [--readme README.md] [--plot out/bench.png]
 
@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import batch_tables
 import sample_tables
 from figure import plot
 from tables import CPU_TARGETS, GPU_TARGETS, Cell, compact_table, host_table, is_host, long_table, target_table
 
-STEPS, SAMPLES = "bench", "samples"  # blocks of the README
+BLOCKS = STEPS, SAMPLES, BATCHES = "bench", "samples", "batches"  # of the README
 STEP = (
     "base SGD with momentum and weight decay, or AdamW; forward and backward are not part of a step. "
     "GB/s counts the bytes that a step has to move, each operand once, whoever takes it and however often it does: per parameter "
@@ -87,10 +88,15 @@ def text(where: dict[str, Any], cells: list[Cell], long: bool = False) -> str:
 
 def blocks(where: dict[str, Any], cells: list[Cell], long: bool = False) -> dict[str, str]:
     """The texts of one file, by the block of the README where they belong."""
-    steps = [cell for cell in cells if "workload" in cell]
-    samples = [cell for cell in cells if "workload" not in cell]
-    found = {STEPS: text(where, steps, long)} if steps else {}
-    return found | ({SAMPLES: sample_tables.text(machine(where), samples)} if samples else {})
+    sorted_cells: dict[str, list[Cell]] = {block: [] for block in BLOCKS}
+    for cell in cells:
+        sorted_cells[STEPS if "workload" in cell else BATCHES if "batches" in cell else SAMPLES].append(cell)
+    make = {
+        STEPS: lambda some: text(where, some, long),
+        SAMPLES: lambda some: sample_tables.text(machine(where), some),
+        BATCHES: lambda some: batch_tables.text(machine(where), some),
+    }
+    return {block: make[block](some) for block, some in sorted_cells.items() if some}
 
 
 def rewrite(readme: Path, block: str, inner: str) -> None:
@@ -113,7 +119,7 @@ def main() -> None:
     print("\n\n".join("\n\n".join(blocks(*each, arguments.long).values()) for each in loaded))
     if arguments.readme:
         parts = [blocks(*each) for each in loaded]
-        for block in (STEPS, SAMPLES):
+        for block in BLOCKS:
             if inner := "\n\n".join(part[block] for part in parts if block in part):
                 rewrite(arguments.readme, block, inner)
     steps = [cell for cell in loaded[0][1] if "workload" in cell]

@@ -2,7 +2,7 @@
 import or does not take a layer is left out with its reason; ours may not fail."""
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -11,10 +11,7 @@ from sample_counts import operations, peak_bytes
 from sample_match import assert_match, forget
 from sample_providers import PEERS, PLAIN, PROVIDERS, Ours, SampleProvider
 from sample_run import Run
-from timing import Rounds, Times, spread
-
-SECONDS, LEAST, MOST, WARMUP = 4.0, 5, 60, 1
-SLOW, FEW = 5.0, 2  # entries that take so many times as long as the first are timed in so many rounds only
+from timing import Times, spread, timed_rounds
 
 
 def entry(run: Run) -> Callable[[], Times]:
@@ -52,16 +49,6 @@ def prepared(provider: SampleProvider, name: str, backend: str) -> tuple[Run | N
         print(f"{name}, {provider.name}: {info['failed']}", file=sys.stderr)
         return None, info
     return run, info
-
-
-def timed_rounds(entries: dict[str, Callable[[], Times]], may_stop: Collection[str] = ()) -> Rounds:
-    """Slow entries that may stop early do: their rounds are the first ones."""
-    rounds = Rounds(entries).run(FEW, discard=WARMUP)
-    seconds = {name: min(rounds.totals(name)) for name in entries}
-    base = seconds[next(iter(entries))]
-    rounds.entries = {name: timed for name, timed in entries.items() if name not in may_stop or seconds[name] < SLOW * base}
-    count = SECONDS / sum(seconds[name] for name in rounds.entries)
-    return rounds.run(int(min(max(count, LEAST), MOST)) - FEW)
 
 
 def measure(name: str, backend: str) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """Interleaved timing: every round measures every entry once, in a rotated order, so that noise and drift hit all of them alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
 
 Times = tuple[float, ...]
+SECONDS, LEAST, MOST, WARMUP = 4.0, 5, 60, 1
+SLOW, FEW = 5.0, 2  # entries that take so many times as long as the first are timed in so many rounds only
 
 
 class Rounds:
@@ -34,6 +38,28 @@ class Rounds:
 
     def totals(self, name: str) -> list[float]:
         return [sum(times) for times in self.times[name]]
+
+
+def timed_rounds(entries: dict[str, Callable[[], Times]], may_stop: Collection[str] = ()) -> Rounds:
+    """Slow entries that may stop early do: their rounds are the first ones."""
+    rounds = Rounds(entries).run(FEW, discard=WARMUP)
+    seconds = {name: min(rounds.totals(name)) for name in entries}
+    base = seconds[next(iter(entries))]
+    rounds.entries = {name: timed for name, timed in entries.items() if name not in may_stop or seconds[name] < SLOW * base}
+    count = SECONDS / sum(seconds[name] for name in rounds.entries)
+    return rounds.run(int(min(max(count, LEAST), MOST)) - FEW)
+
+
+def timed(call: Callable[[], Any], times: int = 1) -> Callable[[], Times]:
+    """An entry: seconds of one call, the mean of so many in a row."""
+
+    def entry() -> Times:
+        start = perf_counter()
+        for _ in range(times):
+            call()
+        return ((perf_counter() - start) / times,)
+
+    return entry
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:

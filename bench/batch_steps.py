@@ -1,0 +1,88 @@
+"""Whole steps of the rules that work on parts of a batch, over those of SAM: matched first, in interleaved rounds.
+
+Match: one step against the same passes in fp64 with plain torch, on the samples that the rule says it took; of ESAM with all tensors.
+AUSAM takes all samples in its first pass over the data, which here is one batch: it is timed from the second step on.
+"""
+
+from typing import Any
+
+import torch
+from match import ROOT  # noqa: F401  (puts the tests on the path)
+from sample_cases import CASES, Case
+from tolerance import assert_elementwise
+from torch import Tensor
+from whole_step import OPTIONS, SAM, Preset, Step, over_sam
+
+MODELS = ("cnn", "vit")
+ESAM, AUSAM, SHARDED, DRAWN = "ESAM", "AUSAM", "m-SAM, 4 shards", "Reweighted SAM, B/4 drawn"
+SHARDS, PART, HALF = 4, 4, 0.5
+LR = 0.1  # of the match, without momentum: large, so that the update stands out of the weights' rounding
+Parts = list[tuple[Tensor, Tensor]]  # positions of the samples of the first and of the second pass, per perturbation
+
+
+def presets(samples: int) -> dict[str, Preset]:
+    drawn = {"lam": 1.0, "relative": True, "estimator": "logits", "draw": samples // PART}
+    return {
+        SAM: Preset(),
+        ESAM: Preset("ESAM", {"beta": HALF, "gamma": HALF}),
+        AUSAM: Preset("AUSAM", {"alpha": HALF, "num_samples": samples}),
+        SHARDED: Preset("MicroBatchSAM", {"shards": SHARDS}),
+        DRAWN: Preset("ReweightedSAM", drawn),
+    }
+
+
+def parts_of(label: str, step: Step) -> Parts:
+    """What the last step took, by the rule and by what it says of itself."""
+    samples = step.case.samples
+    everything, used = torch.arange(samples), step.optimizer.sample_indices
+    expected = {ESAM: int(HALF * samples) - 1, AUSAM: int(HALF * samples), DRAWN: samples // PART}.get(label)
+    if expected is not None:
+        assert used is not None and len(used) == expected, f"{label}: took {used} of {samples} samples, expected {expected} of them"
+    return {
+        SAM: [(everything, everything)],
+        ESAM: [(everything, used)],
+        AUSAM: [(used, used)],
+        SHARDED: [(part, part) for part in everything.chunk(SHARDS)],
+        DRAWN: [(used, everything)],
+    }[label]
+
+
+def updated(case: Case, weights: list[Tensor], parts: Parts, dtype: torch.dtype) -> list[Tensor]:
+    """One step of plain torch, in ``dtype``."""
+    model, (x, y) = case.model().to(dtype), case.batch()
+    x, params, clean = x.to(dtype), list(model.parameters()), [w.to(dtype) for w in weights]
+
+    def gradients(at: list[Tensor], samples: Tensor) -> list[Tensor]:
+        for p, w in zip(params, at, strict=True):
+            p.data.copy_(w)
+        return list(torch.autograd.grad(case.losses(model(x[samples]), y[samples]).mean(), params))
+
+    after = clean
+    for first, second in parts:
+        g = gradients(clean, first)
+        scale = OPTIONS["rho"] / torch.stack([x.square().sum() for x in g]).sum().sqrt()
+        h = gradients([w + scale * x for w, x in zip(clean, g, strict=True)], second)
+        after = [w - LR / len(parts) * x for w, x in zip(after, h, strict=True)]
+    return after
+
+
+def assert_match(label: str, case: Case, preset: Preset, backend: str) -> None:
+    changed = {"lr": LR, "momentum": 0.0} | ({"beta": 1.0} if label == ESAM else {})
+    step = Step(case, preset, backend, **changed)
+    if label == AUSAM:
+        step()
+    before = [p.detach().clone() for p in step.model.parameters()]
+    step()
+    plain, truth = (updated(case, before, parts_of(label, step), dtype) for dtype in (torch.float32, torch.float64))
+    assert_elementwise(f"{label}, {case.label}: weights", [p.detach() for p in step.model.parameters()], plain, truth, torch.float32)
+
+
+def measure(name: str, backend: str) -> dict[str, Any]:
+    case = CASES[name]
+    chosen = presets(case.samples)
+    for label, preset in chosen.items():
+        assert_match(label, case, preset, backend)
+    steps = {label: Step(case, preset, backend) for label, preset in chosen.items()}
+    for step in steps.values():
+        step()
+    return {"batches": "steps", "backend": backend, **over_sam(steps)}
