@@ -1,4 +1,4 @@
-"""What the batch rules cost and save, and the draws they are made of, on CPU: whole steps over those of SAM, ours against torch.multinomial.
+"""What the batch rules cost and save, and the draws they are made of, on CPU: steps over those of SAM, ours against torch.multinomial.
 
     python -m pytest bench -k batches --benchmark-json=bench/.results/batches.json    -k "batches and draw": some of the cells
 
