@@ -21,17 +21,22 @@ if TYPE_CHECKING:
 INK, FAINT = "#22272e", "#d8dde3"
 
 
-def new_axes(title: str, subtitle: str, right: float) -> Axes:
-    figure, axes = plt.subplots(figsize=(8, 4.6), dpi=200)
-    figure.subplots_adjust(left=0.085, right=right, top=0.82, bottom=0.125)
+def new_panels(title: str, subtitle: str, right: float, count: int) -> list[Axes]:
+    figure, panels = plt.subplots(1, count, figsize=(8, 4.6), dpi=200, squeeze=False)
+    figure.subplots_adjust(left=0.085, right=right, top=0.82, bottom=0.125, wspace=0.25)
     figure.text(0.02, 0.935, title, fontsize=13.5, fontweight="bold", color=INK)
     figure.text(0.02, 0.88, subtitle, fontsize=10, color="#57606a")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#9aa4af")
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=10, colors="#57606a")
-    return axes
+    for axes in panels[0]:
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#9aa4af")
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=10, colors="#57606a")
+    return list(panels[0])
+
+
+def new_axes(title: str, subtitle: str, right: float) -> Axes:
+    return new_panels(title, subtitle, right, 1)[0]
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -99,6 +104,28 @@ def plot_correlations(steps: Sequence[int], values: dict[str, np.ndarray], color
     label_ends(axes, names, list(colors.values()), [(end - bottom) / (1.02 - bottom) for end in ends])
     axes.figure.savefig(path)
     plt.close(axes.figure)
+
+
+def plot_shards(sizes: Sequence[int], values: dict[str, np.ndarray], colors: dict[float, str], path: Path) -> None:
+    """A panel per measure, ``[seeds, radii, len(sizes) + 1]``: m-SAM by shard size, and Reweighted SAM, a line across, for every radius."""
+    seeds = len(next(iter(values.values())))
+    band = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    title = "SAM by the number of samples that make one perturbation"
+    panels = new_panels(title, f"{band}; dashed: Reweighted SAM, whole batch", 0.97, len(values))
+    for axes, (name, runs) in zip(panels, values.items(), strict=True):
+        middle, deviation = runs.mean(0), runs.std(0, ddof=1) if seeds > 1 else np.zeros(runs.shape[1:])
+        for (rho, color), mean, width in zip(colors.items(), middle, deviation, strict=True):
+            axes.fill_between(sizes, (mean - width)[:-1], (mean + width)[:-1], color=color, alpha=0.16, linewidth=0)
+            axes.plot(sizes, mean[:-1], color=color, linewidth=2.2, marker="o", markersize=4, label=f"rho {rho}")
+            axes.axhline(mean[-1], color=color, linewidth=1.6, linestyle=(0, (4, 2)))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xlabel("shard size m", color=INK, fontsize=10.5)
+        axes.set_title(name, color=INK, fontsize=10.5, loc="left")
+    panels[-1].set_yscale("log")
+    panels[0].legend(frameon=False, fontsize=9.5)
+    panels[0].figure.savefig(path)
+    plt.close(panels[0].figure)
 
 
 def plot_time(watches: Sequence[Stopwatch], path: Path) -> None:

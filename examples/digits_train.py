@@ -23,6 +23,7 @@ class Run:
     curve: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)  # of the weights of the samples, step by step
     share: list[float] = field(default_factory=list)  # of the samples of the same batches
+    fit: float = 0.0  # of the noisy training labels, at the end
 
 
 def weights_of(optimizer: Any, samples: int) -> Tensor | None:
@@ -34,15 +35,22 @@ def weights_of(optimizer: Any, samples: int) -> Tensor | None:
 
 
 def train(
-    method: Method, data: Data, seed: int, epochs: int, backend: str | None, watch: Callable[[int, nn.Module], None] | None = None
+    method: Method,
+    data: Data,
+    seed: int,
+    epochs: int,
+    backend: str | None,
+    watch: Callable[[int, nn.Module], None] | None = None,
+    build: Callable[[int], nn.Module] = build_model,
+    batch: int = BATCH,
 ) -> Run:
-    """Train once. ``watch(steps done, model)`` is called before every step and after the last."""
-    model, run, step = build_model(seed), Run(), 0
+    """Train the network ``build(seed)`` once. ``watch(steps done, model)`` is called before every step and after the last."""
+    model, run, step = build(seed), Run(), 0
     optimizer = method.build(model, backend, len(data.x))
     schedule = CosineAnnealingLR(optimizer, epochs)
     generator = torch.Generator().manual_seed(seed)
     for epoch in tqdm(range(epochs), desc=f"{method.name}, seed {seed}", unit="epoch", leave=False, disable=None):
-        for index in torch.randperm(len(data.x), generator=generator).split(BATCH):
+        for index in torch.randperm(len(data.x), generator=generator).split(batch):
             if watch is not None:
                 watch(step, model)
             method.step(optimizer, model, data.x[index], data.y[index], index)
@@ -55,6 +63,8 @@ def train(
         run.curve.append(accuracy(model, data.x_test, data.y_test))
     if watch is not None:
         watch(step, model)
-    fit = accuracy(model, data.x, data.y)
-    print(f"  {method.name:<{WIDTH}}  seed {seed}   test {run.curve[-1]:5.1f} %   fits {fit:5.1f} % of noisy training labels", flush=True)
+    run.fit = accuracy(model, data.x, data.y)
+    print(
+        f"  {method.name:<{WIDTH}}  seed {seed}   test {run.curve[-1]:5.1f} %   fits {run.fit:5.1f} % of noisy training labels", flush=True
+    )
     return run
