@@ -175,6 +175,17 @@ def test_a_shard_that_is_not_finite_skips_the_step() -> None:
             assert not any(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
 
 
+def test_a_norm_that_overflows_in_one_shard_skips_the_step() -> None:
+    """Of the ascent, weighted by |w| + eta: the gradient itself is finite, and that of the last shard is 0."""
+    net = nn.Linear(4, 3, bias=False).double()
+    clean, x, y = net.weight.detach().clone(), torch.ones(B, 4, dtype=torch.float64), torch.arange(B) % 3
+    x[6:] = 0
+    y[:6] = 0
+    optimizer = MicroBatchSAM(net.parameters(), torch.optim.SGD, adaptive=True, eta=1e200, lr=0.1, shards=2)
+    optimizer.step(lambda index=None: F.cross_entropy(net(x[index]), y[index], reduction="none"), batch_size=B)
+    assert torch.equal(net.weight, clean)
+
+
 # ---- ESAM
 
 
@@ -292,10 +303,14 @@ def test_a_skipped_step_leaves_no_trace_in_the_table() -> None:
     optimizer = make(AUSAM, net, {}, num_samples=N)
     train(optimizer, net, 3)
     before = copy.deepcopy(optimizer.batch_state)
+    hook = net[0].bias.register_hook(lambda grad: grad * float("inf"))  # the losses are finite, and as they were
+    train(optimizer, net, 1)
+    hook.remove()
+    assert all(torch.equal(before[key], optimizer.batch_state[key]) for key in ("sum", "count")) and optimizer.batch_state["seen"] == 4 * B
     x, y = problems.batch(0, net)
     x[:] = float("inf")
     optimizer.step(lambda index=None: F.cross_entropy(net(x[index]), y[index], reduction="none"), batch_size=B, sample_ids=ids_of(0))
-    assert all(torch.equal(before[key], optimizer.batch_state[key]) for key in ("sum", "count")) and optimizer.batch_state["seen"] == 4 * B
+    assert all(torch.equal(before[key], optimizer.batch_state[key]) for key in ("sum", "count"))
 
 
 # ---- Reweighted SAM with a draw
