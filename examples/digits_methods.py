@@ -83,10 +83,12 @@ class Method:
             loss.backward()
             return loss
 
-        def losses(index: Tensor | None = None) -> ops.SampleLoss:
-            """Losses of the samples at these positions, and the norms of their gradients at the logits, which one estimator wants."""
+        def losses(index: Tensor | None = None) -> Any:
+            """Losses of the samples at these positions, with the norms of their gradients at the logits for the estimator that wants them."""
             chosen = slice(None) if index is None else index
-            return ops.cross_entropy_sample(model(x[chosen]), y[chosen])
+            if self.options.get("estimator") == "logits":
+                return ops.cross_entropy_sample(model(x[chosen]), y[chosen])
+            return F.cross_entropy(model(x[chosen]), y[chosen], reduction="none")
 
         if not self.of_losses:
             optimizer.step(closure)  # SGD calls it once, SAM twice
