@@ -10,7 +10,7 @@ LARGE = 1_000_000
 TARGETS = {ESAM: 0.9, AUSAM: 0.6}  # of a SAM step
 FASTER = 3  # than torch.multinomial, on the large list
 CAPTION = (
-    "Steps: forwards, backwards and the optimizer, in fp32, after a match of one step with the same passes in fp64; ESAM with beta = "
+    "Steps: forwards, backwards and the optimizer, in fp32, after a match of one step in fp64 with plain torch; ESAM with beta = "
     "gamma = 0.5, AUSAM with alpha = 0.5 after its first pass over the data, Reweighted SAM with the norms at the logits. Draws and "
     "weights: a call, Python included, and torch's time over ours; `top_k` against torch.multinomial without replacement, the others "
     "against it with; after a match with the bits of the reference, and of the weights with softmax in fp64."

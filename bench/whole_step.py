@@ -28,10 +28,11 @@ class Preset:
 class Step:
     """One step per call, always on the same batch."""
 
-    def __init__(self, case: Case, preset: Preset, backend: str, **changed: Any) -> None:
+    def __init__(self, case: Case, preset: Preset, backend: str, dtype: torch.dtype = torch.float32, **changed: Any) -> None:
         from sam_kernels import ops, optim
 
-        self.case, self.model, self.preset, (self.x, self.y) = case, case.model(), preset, case.batch()
+        self.case, self.model, self.preset, (x, self.y) = case, case.model().to(dtype), preset, case.batch()
+        self.x = x.to(dtype)
         self.none: Callable[..., Any] = ops.cross_entropy_sample if preset.at_logits else case.losses
         options = {**OPTIONS, **preset.options, "model": self.model, "backend": backend, **changed}
         self.optimizer = getattr(optim, preset.name)(self.model.parameters(), torch.optim.SGD, **options)

@@ -84,7 +84,7 @@ class Method:
             return loss
 
         def losses(index: Tensor | None = None) -> Any:
-            """Losses of the samples at these positions, with the norms of their gradients at the logits for the estimator that wants them."""
+            """Losses of the samples at these positions, and, for the estimator that wants them, norms at the logits."""
             chosen = slice(None) if index is None else index
             if self.options.get("estimator") == "logits":
                 return ops.cross_entropy_sample(model(x[chosen]), y[chosen])
