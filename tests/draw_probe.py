@@ -1,9 +1,9 @@
-"""A kernel that runs the end of a race on arrival times of the test's own: random ones never tie."""
+"""Kernels that run parts of a draw on numbers of the test's own: random ones of 62 bits never tie and never meet a boundary."""
 
 import triton
 import triton.language as tl
 
-from sam_kernels.backends.triton.draw_formulas import lot_of
+from sam_kernels.backends.triton.draw_formulas import lot_of, points_below
 from sam_kernels.backends.triton.draw_phases import rank, select, settle
 
 
@@ -16,3 +16,10 @@ def race_kernel(keys, weights, counts, inclusion, found, count, k, span, TILE: t
     tl.store(found, last)
     lot, out = lot_of(weights + begin, size, 127, 0), (counts + begin, inclusion + begin)
     settle(lot, out, keys + begin, last, rank(keys, begin, last, TILE), rank(keys, count, last, TILE), k, TILE)
+
+
+@triton.jit(do_not_specialize=["count", "k"])
+def points_kernel(upto, total, start, below, count, k, TILE: tl.constexpr):
+    lane = tl.arange(0, TILE)
+    value = tl.load(upto + lane, mask=lane < count, other=0)
+    tl.store(below + lane, points_below(value, tl.load(total), k, tl.load(start)), mask=lane < count)

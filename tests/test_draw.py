@@ -6,6 +6,7 @@ hundred milliseconds; it draws the bits of the reference.
 
 import itertools
 import math
+import random
 from bisect import bisect_right
 from fractions import Fraction
 
@@ -15,7 +16,7 @@ from conftest import _params, require_ops
 
 from sam_kernels.ops import draw
 from sam_kernels.ops.draw_checks import SCHEMES
-from sam_kernels.ops.draw_reference import arrived, exponential, integers
+from sam_kernels.ops.draw_reference import arrived, exponential, grid, integers
 
 TESTED = ("draw",)
 INF, NAN = float("inf"), float("nan")
@@ -24,6 +25,7 @@ SIZES = (1, 2, 7, 128, 1025, 40000)
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
 COUNTED = SCHEMES[:2]  # schemes that draw exactly k
 MASK = 0xFFFFFFFF
+TRITON = pytest.mark.parametrize("place", [p for p in _params() if p.values[0][0] == "triton"], indirect=True)
 FAST = pytest.mark.parametrize("place", [p for p in _params() if p.values[0] != ("triton", "cpu")], indirect=True)
 
 
@@ -311,7 +313,7 @@ def test_parts_of_several_tiles(place, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(out[:3], want[:3], strict=True)), scheme
 
 
-@pytest.mark.parametrize("place", [p for p in _params() if p.values[0][0] == "triton"], indirect=True)
+@TRITON
 @pytest.mark.parametrize("k", [0, 1, 700, 1000, 1499, 1500, 2000])
 def test_ties_of_a_race_in_triton(place, k):
     from draw_probe import race_kernel
@@ -325,6 +327,45 @@ def test_ties_of_a_race_in_triton(place, k):
     assert found == (keys[order[k]] if k < n else INF)
     want = torch.zeros(n, device=device).index_fill_(0, order[:k], 1) * torch.isfinite(keys)
     assert torch.equal(counts, want.int())
+
+
+def spans():
+    """(total, start, k): small ones, where points meet the boundaries between weights, and large ones."""
+    source = random.Random(5)
+    for most in (3, 40, 1 << 20, (1 << 63) - 1):
+        for k in (1, 2, 7, 30, 1000, (1 << 31) - 1):
+            total = source.randint(1, most)
+            yield from ((total, start, k) for start in {0, total - 1, source.randrange(total)})
+
+
+def test_points_meet_boundaries_in_the_reference(monkeypatch):
+    for total, start, k in spans():
+        if k <= 1000:
+            assert grid(k, torch.tensor(total), torch.tensor(start)).tolist() == [(m * total + start) // k for m in range(k)]
+    monkeypatch.setattr("sam_kernels.ops.draw_reference.mulhi", lambda number, total: torch.zeros_like(number[0]))
+    w = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    assert drawn(("reference", "cpu"), w, 4, "systematic", 1).counts.tolist() == [0, 1, 1, 0, 1, 1, 0]
+    assert drawn(("reference", "cpu"), w, 4, "multinomial", 1).counts.tolist() == [0, 4, 0, 0, 0, 0, 0]
+
+
+@TRITON
+def test_points_meet_boundaries_in_triton(place):
+    from draw_probe import points_kernel
+
+    from sam_kernels.backends.triton.draw_parts import throw_kernel
+
+    device, source = place[1], random.Random(6)
+    for total, start, k in spans():
+        points = [(m * total + start) // k for m in (source.randrange(k) for _ in range(10))]
+        upto = [0, 1, total - 1, total, *points, *(p + 1 for p in points), *(source.randint(0, total) for _ in range(8))]
+        below = torch.zeros(32, dtype=torch.int64, device=device)
+        given = (torch.tensor(x, device=device) for x in (upto, total, start))
+        points_kernel[(1,)](*given, below, len(upto), k, TILE=32)
+        assert below.tolist() == [min(k, max(0, -(-(k * c - start) // total))) for c in upto]
+    sums, cdf = torch.tensor([3], device=device), torch.tensor([0, 1, 1, 3, 3], device=device)
+    counts = torch.zeros(5, dtype=torch.int32, device=device)
+    throw_kernel[(1,)](state_of(1, 0, device), sums, cdf, counts, 5, 999, 3, 1, TILE=1024, PARTS=16)
+    assert counts[[0, 2, 4]].tolist() == [0, 0, 0] and counts.sum() == 999 and abs(counts[1] - 333) < 75
 
 
 def test_ties_of_a_race_in_the_reference(monkeypatch):
