@@ -112,6 +112,7 @@ def plot_shards(sizes: Sequence[int], values: dict[str, np.ndarray], colors: dic
     band = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     title = "SAM by the number of samples that make one perturbation"
     panels = new_panels(title, f"{band}; dashed: Reweighted SAM, whole batch", 0.97, len(values))
+    panels[0].figure.subplots_adjust(top=0.79, wspace=0.2)
     for axes, (name, runs) in zip(panels, values.items(), strict=True):
         middle, deviation = runs.mean(0), runs.std(0, ddof=1) if seeds > 1 else np.zeros(runs.shape[1:])
         for (rho, color), mean, width in zip(colors.items(), middle, deviation, strict=True):
@@ -122,7 +123,8 @@ def plot_shards(sizes: Sequence[int], values: dict[str, np.ndarray], colors: dic
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("shard size m", color=INK, fontsize=10.5)
         axes.set_title(name, color=INK, fontsize=10.5, loc="left")
-    panels[-1].set_yscale("log")
+    panels[-1].set_yscale("log", base=2)
+    panels[-1].yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     panels[0].legend(frameon=False, fontsize=9.5)
     panels[0].figure.savefig(path)
     plt.close(panels[0].figure)

@@ -1,6 +1,6 @@
-"""Does SAM find flatter minima, and better ones, when it perturbs by the gradients of smaller shards? On noisy digits, a few minutes.
+"""Does SAM find flatter minima, and better ones, when it perturbs by the gradients of smaller shards? On noisy digits.
 
-    python examples/m_sharpness.py            # a table, and a figure in out/
+    python examples/m_sharpness.py            # a table, and a figure in out/; 5 to 10 minutes of one core
     python examples/m_sharpness.py --quick    # smoke test
     python examples/m_sharpness.py --threads 1    # on a machine with other work
 
@@ -44,6 +44,7 @@ BATCH, LR, EPOCHS = 128, 0.1, 60
 RHOS = {0.1: "#0b6fd6", 0.5: "#d9480f"}
 ITERATIONS, CHANGE = 100, 1e-3  # of the power iteration
 MEASURES = {"accuracy": "clean test accuracy, %", "fit": "fits of noisy labels, %", "eigenvalue": "top Hessian eigenvalue"}
+DIGITS = {"accuracy": 1, "fit": 1, "eigenvalue": 2}
 
 
 def sharded(m: int, rho: float) -> Method:
@@ -99,7 +100,7 @@ def main() -> None:
     values = {name: np.array([[found[name] for found in run] for run in runs]) for name in MEASURES}  # [seeds, methods]
     rows = [("method", *MEASURES.values())]
     for k, method in enumerate(methods):
-        rows.append((method.name, *(mean_and_deviation([float(x) for x in values[name][:, k]], 1) for name in MEASURES)))
+        rows.append((method.name, *(mean_and_deviation([float(x) for x in values[name][:, k]], DIGITS[name]) for name in MEASURES)))
     print_rows(rows, 1)
     print(f"after the last epoch, mean ± s.d. over seeds (here {seeds}); m {BATCH} is plain SAM\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
