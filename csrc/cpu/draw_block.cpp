@@ -7,13 +7,14 @@ namespace {
 template <class A>
 SAMK_INLINE void survey(const A* weights, int64_t n, WeightFacts<A>& facts) {
   using Int = typename WeightBits<A>::Int;
-  constexpr Int kMagnitude = Int(~(uint64_t(1) << (8 * sizeof(A) - 1)));
-  Int largest = facts.largest, refused = 0;
+  using Unsigned = std::make_unsigned_t<Int>;
+  constexpr Unsigned kInfinity = Unsigned(WeightBits<A>::kInfinity), kMagnitude = Unsigned(~Unsigned(0)) >> 1;
+  Int largest = facts.largest;
+  Unsigned refused = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const Int bits = bit_cast<Int>(weights[i]);
-    const bool usable = FixedPoint<A>::usable(bits);
-    largest = usable && bits > largest ? bits : largest;
-    refused |= usable ? 0 : bits & kMagnitude;
+    const Int bits = bit_cast<Int>(weights[i]), finite = bits & -Int(bits < WeightBits<A>::kInfinity);
+    largest = finite > largest ? finite : largest;  // never a negative one
+    refused |= Unsigned(bits) >= kInfinity ? Unsigned(bits) & kMagnitude : 0;
   }
   facts.largest = largest;
   facts.refused = facts.refused || refused != 0;

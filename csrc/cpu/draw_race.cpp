@@ -44,7 +44,7 @@ Loser loser_of(const uint64_t* times, int64_t n, int64_t k, Bounds bounds, Paral
     for (int64_t i = begin; i < end; ++i) {
       kept[size_t(begin + part.between)] = times[i];
       part.below += times[i] < bounds.low;
-      part.between += times[i] >= bounds.low && times[i] <= bounds.high;
+      part.between += times[i] - bounds.low <= bounds.high - bounds.low;
     }
     parts[size_t(chunk)] = part;
   });
@@ -95,11 +95,9 @@ void draw_race(const Draw<T>& draw) {
       const int64_t first = begin + i;
       int64_t count = 0;
       for (int64_t j = 0; j < n; ++j) {
-        const uint64_t time = times[size_t(first + j)];
-        const bool won = time < loser.time || (time == loser.time && first + j < tied);
-        args.counts[first + j] = won;
+        const uint64_t time = times[size_t(first + j)], limit = loser.time + uint64_t(first + j < tied);
         drawn[count] = j;
-        count += won;
+        count += args.counts[first + j] = time < limit;
       }
       draw.integers(first, n, q);
       for (int64_t j = 0; j < count; ++j) x[j] = double(q[drawn[j]]) * last;
