@@ -32,17 +32,16 @@ struct Loser {
   int64_t ties;  // arrivals at this very time that won
 };
 
-// The time of rank k, k < n.
-Loser loser_of(const uint64_t* times, int64_t n, int64_t k, Bounds bounds, ParallelFor parallel_for) {
+// The time of rank k, k < n. `kept`: room for n times.
+Loser loser_of(const uint64_t* times, uint64_t* kept, int64_t n, int64_t k, Bounds bounds, ParallelFor parallel_for) {
   struct Part {
     int64_t below = 0, between = 0;
   };
   std::vector<Part> parts(size_t((n + kCpuChunk - 1) / kCpuChunk));
-  const std::unique_ptr<uint64_t[]> kept(new uint64_t[size_t(n)]);
   for_each_range(n, kDrawGrain, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
     Part part;
     for (int64_t i = begin; i < end; ++i) {
-      kept[size_t(begin + part.between)] = times[i];
+      kept[begin + part.between] = times[i];
       part.below += times[i] < bounds.low;
       part.between += times[i] - bounds.low <= bounds.high - bounds.low;
     }
@@ -50,11 +49,11 @@ Loser loser_of(const uint64_t* times, int64_t n, int64_t k, Bounds bounds, Paral
   });
   Part all;
   for (size_t i = 0; i < parts.size(); ++i) {
-    std::copy_n(&kept[i * kCpuChunk], parts[i].between, &kept[size_t(all.between)]);
+    std::copy_n(kept + i * kCpuChunk, parts[i].between, kept + all.between);
     all = {all.below + parts[i].below, all.between + parts[i].between};
   }
-  if (k < all.below || k >= all.below + all.between) return loser_of(times, n, k, {0, UINT64_MAX}, parallel_for);
-  uint64_t *begin = kept.get(), *end = begin + all.between, *at = begin + (k - all.below);
+  if (k < all.below || k >= all.below + all.between) return loser_of(times, kept, n, k, {0, UINT64_MAX}, parallel_for);
+  uint64_t *begin = kept, *end = begin + all.between, *at = begin + (k - all.below);
   std::nth_element(begin, at, end);
   return {*at, std::count(begin, at, *at)};  // what stands before `at` is not greater
 }
@@ -73,7 +72,8 @@ void draw_race(const Draw<T>& draw) {
   const DrawArgs& args = draw.args;
   const DrawSource source = DrawSource::make(args.state);
   constexpr uint64_t kNever = 0x7ff0000000000000;  // infinity: those without a weight
-  const std::unique_ptr<uint64_t[]> times(new uint64_t[size_t(args.n) + 1]);
+  const std::unique_ptr<uint64_t[]> room(new uint64_t[2 * size_t(args.n)]);  // one block: the second of two would go back to the system
+  uint64_t* const times = room.get();
   draw.for_each_chunk([&](int64_t, int64_t begin, int64_t size) {
     int64_t q[kBlock];
     uint64_t numbers[kBlock];
@@ -81,12 +81,12 @@ void draw_race(const Draw<T>& draw) {
       draw.integers(begin + i, n, q);
       random_block(source, begin + i, n, numbers);
       arrival_block(numbers, q, n);
-      std::copy_n(numbers, n, &times[size_t(begin + i)]);
+      std::copy_n(numbers, n, times + begin + i);
     });
   });
-  const bool some_lose = args.k < args.n;
-  const Loser loser = some_lose ? loser_of(times.get(), args.n, args.k, guess(times.get(), args.n, args.k), draw.parallel_for) : Loser{kNever, 0};
-  const int64_t tied = loser.time < kNever ? end_of_ties(times.get(), loser) : 0;
+  Loser loser{kNever, 0};
+  if (args.k < args.n) loser = loser_of(times, times + args.n, args.n, args.k, guess(times, args.n, args.k), draw.parallel_for);
+  const int64_t tied = loser.time < kNever ? end_of_ties(times, loser) : 0;
   const double last = bit_cast<double>(loser.time);
   draw.for_each_chunk([&](int64_t, int64_t begin, int64_t size) {
     int64_t q[kBlock], drawn[kBlock];
@@ -95,7 +95,7 @@ void draw_race(const Draw<T>& draw) {
       const int64_t first = begin + i;
       int64_t count = 0;
       for (int64_t j = 0; j < n; ++j) {
-        const uint64_t time = times[size_t(first + j)], limit = loser.time + uint64_t(first + j < tied);
+        const uint64_t time = times[first + j], limit = loser.time + uint64_t(first + j < tied);
         drawn[count] = j;
         count += args.counts[first + j] = time < limit;
       }
