@@ -1,10 +1,10 @@
 // Draws with replacement: k random points in [0, W), each of which finds the sample that it falls on.
 //
-// Points are scattered into equal parts of [0, W), two to a chunk of samples, which takes a shift and no search. Then a chunk looks up those
-// of its parts in its own cumulative sums: memory is walked in order, and a chunk without points is skipped. Inside, a table of the samples at
-// which equal parts of the chunk begin, four samples to a part, brings a search to within two samples on average whatever the weights are,
-// because points fall uniformly. 8 bytes of scratch per point. Ranges of points reserve their places in a part by integer additions: the order
-// of points in it depends on the threads, the counts do not.
+// Points are scattered into equal parts of [0, W), two to a chunk of samples, which takes a shift and no search. Then a chunk looks up
+// those of its parts in its own cumulative sums: memory is walked in order, and a chunk without points is skipped. Inside, a table of the
+// samples at which equal parts of the chunk begin, four samples to a part, brings a search to within two samples on average whatever the
+// weights are, because points fall uniformly. 8 bytes of scratch per point. Ranges of points reserve their places in a part by integer
+// additions: the order of points in it depends on the threads, the counts do not.
 #include <utility>
 
 #include "draw.h"

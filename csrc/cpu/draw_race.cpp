@@ -1,9 +1,9 @@
-// Draws without replacement: the k first arrivals of a race, ties to the lower position, weighted by the chance to beat the first that lost.
+// Draws without replacement: the k first arrivals of a race, ties to the lower position, weighted by the chance to beat the first loser.
 //
 // Arrival times are positive, so their bits are in their order. The first that lost is found by selection, not by sorting: a sample of the
 // times gives two bounds that it almost surely lies between, one pass counts what is below and keeps the few candidates between, and where
-// chance is against it a second pass keeps all. Positions of the sample are fixed, and so is the result whatever they hit. 24 bytes of memory
-// per sample, most of it arrival times written once and read twice.
+// chance is against it a second pass keeps all. Positions of the sample are fixed, and the result is exact whatever they hit. 16 bytes of
+// scratch per sample: the arrival times, written once and read twice, and room for the candidates.
 #include "draw.h"
 
 namespace samk {

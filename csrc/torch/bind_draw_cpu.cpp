@@ -15,7 +15,7 @@ DrawScheme scheme_of(const std::string& name) {
   return kBernoulli;
 }
 
-void draw(Tensor weights, int64_t k, std::string scheme, Tensor state, Tensor counts, Tensor inclusion, Tensor flag) {
+std::tuple<Tensor, Tensor, Tensor> draw(Tensor weights, int64_t k, std::string scheme, Tensor state) {
   DrawArgs args{};
   args.dtype = dtype_of(weights);
   args.scheme = scheme_of(scheme);
@@ -24,10 +24,13 @@ void draw(Tensor weights, int64_t k, std::string scheme, Tensor state, Tensor co
   STD_TORCH_CHECK(k >= 0 && k >> 31 == 0 && args.n >> 31 == 0 && (k == 0 || args.n > 0), "k and n must be in [0, 2^31)");
   args.weights = scalar(weights, args.n, weights.scalar_type(), "weights");
   args.state = static_cast<const int64_t*>(scalar(state, 2, ScalarType::Long, "state"));
-  args.counts = static_cast<int32_t*>(scalar(counts, args.n, ScalarType::Int, "counts"));
-  args.inclusion = scalar(inclusion, args.n, accumulator_of(args.dtype), "inclusion");
-  args.flag = static_cast<int32_t*>(scalar(flag, 1, ScalarType::Int, "flag"));
+  Tensor counts = empty_beside(weights, args.n, ScalarType::Int), flag = empty_beside(weights, std::nullopt, ScalarType::Int);
+  Tensor inclusion = empty_beside(weights, args.n, accumulator_of(args.dtype));
+  args.counts = static_cast<int32_t*>(counts.data_ptr());
+  args.inclusion = inclusion.data_ptr();
+  args.flag = static_cast<int32_t*>(flag.data_ptr());
   cpu_draw(args, parallel_for);
+  return {counts, inclusion, flag};
 }
 
 }  // namespace
