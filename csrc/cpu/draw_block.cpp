@@ -39,11 +39,11 @@ SAMK_INLINE void inclusion(const int32_t* counts, const int64_t* q, int64_t n, c
 
 }  // namespace
 
-#define SAMK_WEIGHT_CLONES(A)                                                                                                            \
-  SAMK_CLONES void survey_block(const A* weights, int64_t n, WeightFacts<A>& facts) { survey(weights, n, facts); }                       \
-  SAMK_CLONES int64_t integers_block(const A* w, int64_t n, const FixedPoint<A>& by, int64_t* q) { return integers(w, n, by, q); }       \
-  SAMK_CLONES void inclusion_block(const int32_t* counts, const int64_t* q, int64_t n, const DrawOdds& by, A* out) {                     \
-    inclusion(counts, q, n, by, out);                                                                                                    \
+#define SAMK_WEIGHT_CLONES(A)                                                                                                      \
+  SAMK_CLONES void survey_block(const A* weights, int64_t n, WeightFacts<A>& facts) { survey(weights, n, facts); }                 \
+  SAMK_CLONES int64_t integers_block(const A* w, int64_t n, const FixedPoint<A>& by, int64_t* q) { return integers(w, n, by, q); } \
+  SAMK_CLONES void inclusion_block(const int32_t* counts, const int64_t* q, int64_t n, const DrawOdds& by, A* out) {               \
+    inclusion(counts, q, n, by, out);                                                                                              \
   }
 SAMK_WEIGHT_CLONES(float)
 SAMK_WEIGHT_CLONES(double)

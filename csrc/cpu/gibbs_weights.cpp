@@ -90,7 +90,9 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
   for (const Sums& part : partial)
     for (int k = 0; k < 2; ++k) total[k] += part.of[k];
   const A factor = A(1 / total[0]);
-  for_each_range(args.count, kGrain, parallel_for, [&](int64_t, int64_t begin, int64_t end) { scale_by(weights + begin, end - begin, factor); });
+  for_each_range(args.count, kGrain, parallel_for, [&](int64_t, int64_t begin, int64_t end) {
+    scale_by(weights + begin, end - begin, factor);
+  });
   *static_cast<A*>(args.ess) = A(args.count ? total[0] * total[0] / total[1] : 0);
   *static_cast<A*>(args.log_partition) = args.count ? gibbs.log_partition(A(total[0])) : A(0);
   *args.flag = all.count == double(args.count) ? 0 : all.count > 0 ? 1 : 2;
