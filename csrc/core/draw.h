@@ -38,27 +38,29 @@ struct WeightBits<double> {
 };
 
 // Weights as integers, q = floor(w 2^s), such that the largest has 63 - L bits, n <= 2^L, and all of them add up to less than 2^63.
+// Products with powers of two are exact, and 2^s in fp64 is one of two factors, each of which is in its range.
 template <class A>
 struct FixedPoint {
   using Bits = WeightBits<A>;
   using Int = typename Bits::Int;
-  int shift;     // of a mantissa, less its exponent
-  bool uniform;  // no weight is usable: all count as 1
+  double lift, scale;  // 2^s; fp32 needs no lift
+  bool uniform;        // no weight is usable: all count as 1
 
   static SAMK_HD bool usable(Int bits) { return bits > 0 && bits < Bits::kInfinity; }
+  static SAMK_HD double power(int exponent) { return bit_cast<double>(uint64_t(1023 + exponent) << 52); }
 
   // `largest`: the bits of the largest usable weight, or 0.
   static SAMK_HD FixedPoint make(int64_t n, Int largest) {
     int length = 0;
     while (n > 1 && (n - 1) >> length) ++length;
-    const int exponent = int((largest ? largest : Bits::kOne) >> Bits::kStored);
-    return {62 - Bits::kStored - length - (exponent > 1 ? exponent : 1), largest == 0};
+    const int field = int((largest ? largest : Bits::kOne) >> Bits::kStored), bias = int(Bits::kOne >> Bits::kStored);
+    const int s = 62 - length - (field > 1 ? field : 1) + bias, half = sizeof(A) == 8 ? s / 2 : 0;
+    return {power(half), power(s - half), largest == 0};
   }
   SAMK_HD int64_t operator()(A weight) const {
-    const Int raw = bit_cast<Int>(weight), bits = uniform ? Bits::kOne : usable(raw) ? raw : 0, field = bits >> Bits::kStored;
-    const Int hidden = Int(field > 0) << Bits::kStored, mantissa = (bits & ((Int(1) << Bits::kStored) - 1)) | hidden;
-    const int64_t left = int64_t(field > 1 ? field : 1) + shift, right = left < -63 ? 63 : -left;
-    return left > 0 ? int64_t(uint64_t(mantissa) << (left & 63)) : int64_t(uint64_t(mantissa) >> (right & 63));
+    const Int raw = bit_cast<Int>(weight);
+    const double w = double(bit_cast<A>(uniform ? Bits::kOne : usable(raw) ? raw : Int(0)));
+    return int64_t((sizeof(A) == 8 ? w * lift : w) * scale);
   }
 };
 
