@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .optim.sam import SAM as _SAM
 
@@ -18,10 +19,11 @@ class SAM(_SAM):
         opt.zero_grad()
     """
 
-    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None, sample_ids: Tensor | None = None) -> Any:
         """Ascend with the gradients present, run the closure once at the perturbed weights, descend. Returns None."""
-        if batch_size is not None:
-            raise TypeError("batch_size belongs to the batch rules of sam_kernels.optim.SAM; this optimizer takes a closure alone")
+        for name, value in (("batch_size", batch_size), ("sample_ids", sample_ids)):
+            if value is not None:
+                raise TypeError(f"{name} belongs to the batch rules of sam_kernels.optim.SAM; this optimizer takes a closure alone")
         if closure is None:
             return self._finish()
         self.first_step(zero_grad=True)

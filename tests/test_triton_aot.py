@@ -15,6 +15,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import aot_draw
 import aot_gibbs
 import aot_grad_norms
 import aot_layers
@@ -22,7 +23,7 @@ import aot_losses
 import aot_step
 import pytest
 
-MODULES = (aot_step, aot_layers, aot_losses, aot_gibbs, aot_grad_norms)
+MODULES = (aot_step, aot_layers, aot_losses, aot_gibbs, aot_grad_norms, aot_draw)
 BUDGETS = {name: budget for module in MODULES for name, budget in module.BUDGETS.items()}
 ARCHITECTURES = (80, 90, 100)
 LOADS = r"ld\.global\.v4|cp\.async\.cg\.shared\.global .*, 0x10,"  # 16 bytes into registers, or past them into shared memory

@@ -47,6 +47,8 @@ def integers(weights: Tensor) -> tuple[Tensor, Tensor]:
     if not n:
         return wide.long(), flag
     wide = torch.where(usable.any(), torch.where(usable, wide, 0), 1)
+    if wide.dtype == torch.float64:  # a long list keeps fewer bits than the smallest numbers have zeros in front
+        wide = wide * torch.where(wide.amax() < 2.0**-900, 2.0**100, 1.0)
     bits, stored = (wide.view(torch.int64), 52) if wide.dtype == torch.float64 else (wide.view(torch.int32).long(), 23)
     exponent, mantissa = bits >> stored, bits & ((1 << stored) - 1)
     mantissa = torch.where(exponent > 0, mantissa | 1 << stored, mantissa)

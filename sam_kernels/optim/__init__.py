@@ -3,7 +3,9 @@
 from ..batchnorm import frozen_batchnorm
 from . import rules
 from .plain import AMSGrad, Lion
-from .presets import ASAM, AdaSAM, ReweightedSAM, StableSAM
+from .presets import ASAM, AUSAM, ESAM, AdaSAM, MicroBatchSAM, ReweightedSAM, StableSAM
 from .sam import SAM
 
-__all__ = ["ASAM", "SAM", "AMSGrad", "AdaSAM", "Lion", "ReweightedSAM", "StableSAM", "frozen_batchnorm", "rules"]
+__all__ = [
+    "ASAM", "AUSAM", "ESAM", "SAM", "AMSGrad", "AdaSAM", "Lion", "MicroBatchSAM", "ReweightedSAM", "StableSAM", "frozen_batchnorm", "rules",
+]  # fmt: skip

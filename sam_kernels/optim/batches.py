@@ -1,12 +1,12 @@
-"""Batch rules: what the ascent gradient is taken of. A rule turns what ``step`` is given into two passes, each of which leaves gradients
-in ``.grad`` and returns the clean mean loss, or nothing that matters."""
+"""Batch rules: what the ascent gradient is taken of. A rule turns what ``step`` is given into turns, one for every shard of the batch,
+each of two passes that leave gradients in ``.grad``."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,54 +14,118 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .sam import SAM
 
-Pass = Callable[[], Any]
 Losses = Callable[..., Any]  # losses(index=None) -> [len] losses with their graph
 
 
+class Batch(NamedTuple):
+    """What ``step`` was told of the batch."""
+
+    size: int | None = None
+    ids: Tensor | None = None
+
+
+class Turn(NamedTuple):
+    """An ascent and the descent gradient that follows it. ``first`` returns the clean mean loss; ``done`` runs after the update."""
+
+    first: Callable[[], Any]
+    second: Callable[[], Any]
+    share: float = 1.0  # of the batch
+    done: Callable[[], None] = lambda: None
+
+
 class BatchRule:
-    """How the two passes of a step look at the batch."""
+    """How the passes of a step look at the batch."""
+
+    radius: float = 1.0  # times rho
 
     def check(self, optimizer: SAM) -> None:
         """Refuse, at construction, an optimizer that this rule cannot serve."""
 
-    def passes(self, optimizer: SAM, closure: Losses, batch_size: int | None) -> tuple[Pass, Pass]:
-        """The first pass and the second."""
+    def turns(self, optimizer: SAM, closure: Losses, batch: Batch) -> Sequence[Turn]:
+        """What to run, in order. Raises before anything is run."""
         raise NotImplementedError
+
+    def new_state(self, optimizer: SAM) -> dict[str, Any]:
+        """What ``optimizer.batch_state`` is at the start: tensors and numbers that checkpoints hold."""
+        return {}
 
 
 @dataclass(frozen=True)
 class WholeBatch(BatchRule):
     """The ascent gradient is that of the whole batch (SAM, arXiv 2010.01412)."""
 
-    def passes(self, optimizer: SAM, closure: Losses, batch_size: int | None) -> tuple[Pass, Pass]:
-        if batch_size is not None:
-            raise ValueError(f"batch_size is {batch_size}, which a closure that calls backward itself has no use for; leave it out")
-        return closure, closure
+    def turns(self, optimizer: SAM, closure: Losses, batch: Batch) -> Sequence[Turn]:
+        for name, value in (("batch_size", batch.size), ("sample_ids", batch.ids)):
+            if value is not None:
+                raise ValueError(f"{name} is {value}, which a closure that calls backward itself has no use for; leave it out")
+        return (Turn(closure, closure),)
 
 
 class OfLosses(BatchRule):
-    """Rules that evaluate samples: ``step(losses, batch_size=)`` with ``losses(index=None)`` returning the losses of those samples."""
+    """Rules that evaluate samples: ``step(losses, batch_size=)`` with ``losses(index=None)`` returning the losses of those samples.
 
-    def passes(self, optimizer: SAM, closure: Losses, batch_size: int | None) -> tuple[Pass, Pass]:
-        rule = type(self).__name__
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; {rule} needs the number of samples: step(losses, batch_size=len(y))")
+    One turn, of ``first`` and ``second``; a rule with several, or with something to keep from one to the other, has ``turns_of``."""
+
+    takes_ids = False
+
+    def turns(self, optimizer: SAM, closure: Losses, batch: Batch) -> Sequence[Turn]:
+        rule, size = type(self).__name__, batch.size
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"batch_size is {size!r}; {rule} needs the number of samples: step(losses, batch_size=len(y))")
+        if batch.ids is not None and not self.takes_ids:
+            raise ValueError(f"sample_ids is given, which {rule} has no use for; leave it out")
         if not callable(closure) or not _takes_index(closure):
             raise TypeError(
                 f"{rule} needs a function losses(index=None) that returns the losses of the samples at positions `index` (None: all), one "
                 "per sample and with their graph; this one takes no index. The optimizer calls backward itself"
             )
+        turns = self.turns_of(optimizer, closure, size, batch.ids)
+        optimizer.sample_norms = optimizer.sample_weights = optimizer.sample_indices = None
+        return turns
 
-        def second() -> Tensor:
-            loss = per_sample_losses(closure(), batch_size)[0].mean()
-            loss.backward()
-            return loss
-
-        return lambda: self.first(optimizer, closure, batch_size), second
+    def turns_of(self, optimizer: SAM, losses: Losses, size: int, ids: Tensor | None) -> Sequence[Turn]:
+        return (Turn(lambda: self.first(optimizer, losses, size), lambda: mean_backward(losses, size)),)
 
     def first(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
         """Leave the ascent gradient in ``.grad``; return the clean mean loss."""
         raise NotImplementedError
+
+
+def mean_backward(losses: Losses, size: int, index: Tensor | None = None, share: float = 1.0) -> Tensor:
+    """Add the gradient of the mean loss, times ``share``, of the samples at ``index`` to ``.grad``; return those losses, detached."""
+    found = losses_of(losses, size, index)[0]
+    mean = found.mean()
+    (mean if share == 1 else share * mean).backward()
+    return found.detach()
+
+
+def losses_of(losses: Losses, size: int, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The losses of the samples at ``index``, of all ``size`` where it is None, and the norms that ``ops.cross_entropy_sample`` returns
+    beside them."""
+    return per_sample_losses(losses(), size) if index is None else per_sample_losses(losses(index), len(index), size)
+
+
+def no_grad_losses(losses: Losses, size: int) -> Tensor:
+    """The losses of all samples, where no graph is wanted."""
+    with torch.no_grad():
+        return losses_of(losses, size)[0]
+
+
+def random_state(device: torch.device) -> Callable[[], None]:
+    """A function that puts torch's generators back to where they are now, so that dropout drops the same again. Under graph capture,
+    where generators cannot be read, it does nothing."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return lambda: None
+    state = torch.get_rng_state()
+    if device.type != "cuda":
+        return lambda: torch.set_rng_state(state)
+    on_device = torch.cuda.get_rng_state(device)
+
+    def rewind() -> None:
+        torch.set_rng_state(state)
+        torch.cuda.set_rng_state(on_device, device)
+
+    return rewind
 
 
 def _takes_index(function: Losses) -> bool:
@@ -75,14 +139,18 @@ def _takes_index(function: Losses) -> bool:
     return True
 
 
-def per_sample_losses(found: Any, batch_size: int) -> tuple[Tensor, Tensor | None]:
-    """The losses ``[B]``, and the norms that ``ops.cross_entropy_sample`` returns beside them."""
+def per_sample_losses(found: Any, batch_size: int, whole: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """The losses ``[B]``, and the norms that ``ops.cross_entropy_sample`` returns beside them. ``whole``: the size of the batch, where
+    only ``batch_size`` samples of it were asked for."""
     losses, norms = (found, None) if isinstance(found, Tensor) or not isinstance(found, tuple) or len(found) != 2 else found
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         raise TypeError(f"losses() returned {type(losses).__name__}; expected a floating-point tensor [{batch_size}], one loss per sample")
     if losses.shape != (batch_size,):
         how = "they are reduced already: use reduction='none'" if losses.dim() == 0 else "average over everything but the samples"
-        raise ValueError(f"losses() returned shape {tuple(losses.shape)}; expected [{batch_size}], one loss per sample: {how}")
+        if whole is not None and losses.shape[:1] != (batch_size,):
+            how = "it ignores index: take x[index], y[index] in it"
+        call = "losses()" if whole is None else f"losses(index) with {batch_size} positions"
+        raise ValueError(f"{call} returned shape {tuple(losses.shape)}; expected [{batch_size}], one loss per sample: {how}")
     if norms is not None and (not isinstance(norms, Tensor) or norms.shape != losses.shape):
         raise ValueError(f"losses() returned norms of shape {tuple(getattr(norms, 'shape', ()))}; expected [{batch_size}], one per sample")
     if torch.is_grad_enabled() and not losses.requires_grad:

@@ -83,4 +83,30 @@ def _check_entry(i: int, entry: Saved, counted: bool, known: set[str], needed: s
             raise ValueError(f"step of parameter {i} is {float(step)} in the checkpoint; expected a number >= 0")
 
 
+def checked_batch(saved: Any, rule: str, fresh: Saved) -> Saved:
+    """The state of the batch rule: ``fresh`` with the values that were saved. A checkpoint without one starts afresh, and a rule that
+    keeps no state needs none."""
+    if saved is None or not fresh:
+        return fresh
+    if not isinstance(saved, dict) or saved.get(RULE) != rule or set(saved) != {RULE, *fresh}:
+        held = saved.get(RULE) if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(
+            f"the checkpoint holds the state of the batch rule {held!r}, this optimizer has {rule!r} with {sorted(fresh)}; it belongs to "
+            f"another algorithm: delete its {BATCH!r} entry to start afresh"
+        )
+    return {name: _like(f"{name} of the batch rule", saved[name], value) for name, value in fresh.items()}
+
+
+def _like(name: str, saved: Any, fresh: Any) -> Any:
+    if isinstance(fresh, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != fresh.shape:
+            shape = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
+            raise ValueError(f"{name} is {shape} in the checkpoint; expected a tensor of shape {tuple(fresh.shape)}: it is of other data")
+        return saved.detach().to(fresh.device, fresh.dtype, copy=True)
+    if not isinstance(saved, int) or saved < 0:
+        raise ValueError(f"{name} is {saved!r} in the checkpoint; expected an int >= 0")
+    return saved
+
+
+BATCH, RULE = "batch", "rule"
 _BUFFERS = {key for base in BASES.values() for key in base.state.values()}

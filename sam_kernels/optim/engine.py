@@ -36,6 +36,7 @@ class Settings:
     groups: list[Group]
     backend: str | None
     capturable: bool
+    radius: float = 1.0  # times rho
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _checked(p: Tensor, grad: Tensor) -> Tensor:
 def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float], on_device: bool, normalize: bool, eps: float) -> None:
     """Perturb every selected parameter; ``sq_norm`` and ``gram[gg]`` of every bucket then hold the global norms. ``on_device``: the
     factors of the direction are in ``bucket.direction``."""
-    tables = [ascent_table(part.bucket, s.groups, s.capturable) for part, _ in selection]  # all checks before any launch
+    tables = [ascent_table(part.bucket, s.groups, s.capturable, s.radius) for part, _ in selection]  # all checks before any launch
     functions = [implementation(ascend.OP, part.bucket, s.backend) for part, _ in selection]
 
     def launch(phase: str) -> None:
@@ -122,6 +123,15 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
     for part, _ in selection:
         torch.autograd.graph.increment_version(part.params)
         part.bucket.perturbed = part
+
+
+def first_norm(buckets: list[Bucket], backend: str | None) -> None:
+    """``gram[gg]`` of every bucket: of the first gradients that they hold, all together."""
+    for bucket in buckets:
+        g = Row(g for g in bucket.grads if g is not None)
+        bucket.gram[:1].copy_(implementation(INNER_PRODUCTS, bucket, backend)(g, [], [], [], 0.0)[:1])
+    if len(buckets) > 1:
+        add_up(buckets, [bucket.gram[:1] for bucket in buckets])
 
 
 def signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> Callable[[], None]:

@@ -40,8 +40,8 @@ def _kept(bucket: Bucket, key: str, rows: list[tuple[Any, ...]], make: Callable[
     return known[1]
 
 
-def ascent_table(bucket: Bucket, groups: list[Group], capturable: bool) -> tuple[Numbers, Tensor | None]:
-    """rho, eta, adaptive, maximize of every group; rho as a tensor where it is one on the device."""
+def ascent_table(bucket: Bucket, groups: list[Group], capturable: bool, radius: float = 1.0) -> tuple[Numbers, Tensor | None]:
+    """rho times ``radius``, eta, adaptive, maximize of every group; rho as a tensor where it is one on the device."""
 
     def make() -> tuple[Numbers, Tensor | None]:
         rho, rho_device = column([row[0] for row in rows], bucket, capturable)
@@ -49,7 +49,8 @@ def ascent_table(bucket: Bucket, groups: list[Group], capturable: bool) -> tuple
         columns["maximize"] = [bool(row[3]) for row in rows]
         return hyper_table(len(rows), columns, nonnegative=("rho", "eta")), rho_device
 
-    rows = [(group["rho"], group["eta"], group["adaptive"], group.get("maximize", False)) for group in groups]
+    radii = [group["rho"] if radius == 1 else radius * group["rho"] for group in groups]
+    rows = [(rho, group["eta"], group["adaptive"], group.get("maximize", False)) for rho, group in zip(radii, groups, strict=True)]
     return _kept(bucket, "ascent", rows, make)
 
 

@@ -12,11 +12,13 @@ estimator              s_i                                                    be
 ``finite_difference``  root mean square over probes z = +-1 of                a forward for each probe
                        (l_i(w + delta z) - l_i(w)) / delta
 =====================  =====================================================  ========================================
+
+With ``draw=k`` the ascent is on the mean loss of k samples drawn by p (systematic), whose expectation is the same; then the two estimates
+need a graph and a backward of these k samples only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -27,8 +29,10 @@ from torch import Tensor
 
 from .. import per_sample
 from ..batchnorm import frozen_batchnorm
-from ..ops.gibbs_weights import Gibbs, gibbs_weights
-from .batches import Losses, OfLosses, per_sample_losses
+from ..ops.draw import OP as DRAW
+from ..ops.draw import draw
+from ..ops.gibbs_weights import gibbs_weights
+from .batches import Losses, OfLosses, losses_of, no_grad_losses, per_sample_losses, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -46,6 +50,7 @@ class Reweighted(OfLosses):
     delta: float = 1e-4
     probes: int = 1
     batchnorm: str = "error"
+    draw: int | None = None
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
@@ -56,6 +61,8 @@ class Reweighted(OfLosses):
             raise ValueError(f"delta is {self.delta!r}; expected a finite number > 0, the length of a probe's step in every weight")
         if not isinstance(self.probes, int) or self.probes < 1:
             raise ValueError(f"probes is {self.probes!r}; expected an int >= 1")
+        if self.draw is not None and (not isinstance(self.draw, int) or isinstance(self.draw, bool) or self.draw < 1):
+            raise ValueError(f"draw is {self.draw!r}; expected an int >= 1, how many samples the ascent looks at, or None for all")
         if self.batchnorm not in ("error", "contribution"):
             raise ValueError(
                 f"batchnorm is {self.batchnorm!r}; expected 'error' or 'contribution'; to freeze statistics, put the layers in evaluation "
@@ -70,6 +77,8 @@ class Reweighted(OfLosses):
                 raise ValueError(f"lam is {self.lam.item()}; expected a finite number >= 0")
 
     def check(self, optimizer: SAM) -> None:
+        if self.draw is not None and optimizer.backend is not None:
+            DRAW.named(optimizer.backend, optimizer.device.type, torch.float32)
         if self.estimator == "exact" and optimizer.model is None:
             raise ValueError("estimator 'exact' watches the layers of the model; pass model=, or choose 'logits' or 'finite_difference'")
         if self.estimator == "exact":
@@ -83,16 +92,22 @@ class Reweighted(OfLosses):
     def first(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
         if self.estimator == "exact":
             return self._exact(optimizer, losses, batch_size)
-        if self.estimator == "logits":
-            found, norms = per_sample_losses(losses(), batch_size)
-            if norms is None:
-                raise TypeError(
-                    "estimator 'logits' needs the norms beside the losses; return ops.cross_entropy_sample(model(x), y) from losses()"
-                )
+        with torch.set_grad_enabled(self.draw is None):  # with a draw, only the drawn samples have a backward
+            if self.estimator == "logits":
+                found, norms = losses_of(losses, batch_size)
+                if norms is None:
+                    raise TypeError(
+                        "estimator 'logits' needs the norms beside the losses; return ops.cross_entropy_sample(model(x), y) from losses()"
+                    )
+            else:
+                found, norms = self._probed(optimizer, losses, batch_size)
+        weights = self._weigh(optimizer, norms)
+        if self.draw is None:
+            (weights.to(found.dtype) * found).sum().backward()
         else:
-            found, norms = self._probed(optimizer, losses, batch_size)
-        gibbs = self._weigh(optimizer, norms)
-        (gibbs.weights.to(found.dtype) * found).sum().backward()
+            with frozen_batchnorm(optimizer.model):
+                drawn = losses_of(losses, batch_size, optimizer.sample_indices)[0]
+            (weights[optimizer.sample_indices].to(drawn.dtype) * drawn).sum().backward()
         return found.detach().mean()
 
     def _exact(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
@@ -103,34 +118,40 @@ class Reweighted(OfLosses):
         ) as norms:
             found = per_sample_losses(losses(), batch_size)[0]
             found.sum().backward()
-        grads = norms.weighted_gradients(self._weigh(optimizer, norms.norm).weights)
+        grads = norms.weighted_gradients(self._weigh(optimizer, norms.norm))
         for group in optimizer.param_groups:  # nobody else's gradients
             for p in group["params"]:
                 p.grad = grads.get(p)
         return found.detach().mean()
 
     def _probed(self, optimizer: SAM, losses: Losses, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Losses with their graph, and the estimate. The probes come first: weights must not change between a forward and its backward."""
+        """Losses, and the estimate. The probes come first: weights must not change between a forward and its backward."""
         noise, probed = optimizer.draw_noise(), []
-        rewind = _random_state(noise.device)  # dropout drops the same in every forward
-        with torch.no_grad(), frozen_batchnorm(optimizer.model):
+        rewind = random_state(noise.device)  # dropout drops the same in every forward
+        with frozen_batchnorm(optimizer.model):
             for _ in range(self.probes):
                 noise[1] += 1
                 optimizer.perturb_signs(noise, self.delta)
                 try:
-                    probed.append(per_sample_losses(losses(), batch_size)[0])
+                    probed.append(no_grad_losses(losses, batch_size))
                 finally:
                     optimizer.restore()
                 rewind()
-        found = per_sample_losses(losses(), batch_size)[0]
+        found = losses_of(losses, batch_size)[0]
         wide = torch.promote_types(found.dtype, torch.float32)
         differences = torch.stack(probed).to(wide) - found.detach().to(wide)
         return found, differences.square().mean(0).sqrt() / self.delta
 
-    def _weigh(self, optimizer: SAM, norms: Tensor) -> Gibbs:
+    def _weigh(self, optimizer: SAM, norms: Tensor) -> Tensor:
+        """What the losses are multiplied by: the Gibbs weights, or, of samples drawn by them, one over their number each time."""
         optimizer.sample_norms = norms.detach()
-        optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
-        return optimizer.sample_weights
+        gibbs = optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
+        if self.draw is None:
+            return gibbs.weights
+        drawn = draw(gibbs.weights, self.draw, indices=True, backend=optimizer.backend)
+        optimizer.sample_indices = drawn.indices
+        once = 1 / self.draw + 0 * gibbs.weights  # NaN where lam is, of which a draw would know nothing
+        return drawn.counts * once if self.estimator == "exact" else once
 
 
 def _check_members(optimizer: SAM) -> None:
@@ -149,17 +170,3 @@ def _check_members(optimizer: SAM) -> None:
                     f"parameter {i} of group {row}, of shape {tuple(p.shape)}, is not in model=, whose layers estimator 'exact' watches; "
                     "pass the module that holds all of them, or choose another estimator"
                 )
-
-
-def _random_state(device: torch.device) -> Callable[[], None]:
-    """A function that puts torch's generators back to where they are now."""
-    state = torch.get_rng_state()
-    if device.type != "cuda":
-        return lambda: torch.set_rng_state(state)
-    on_device = torch.cuda.get_rng_state(device)
-
-    def rewind() -> None:
-        torch.set_rng_state(state)
-        torch.cuda.set_rng_state(on_device, device)
-
-    return rewind

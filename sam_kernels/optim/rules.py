@@ -3,7 +3,8 @@
 =========  =====================================================  ===================
 rule       what it decides                                        values so far
 =========  =====================================================  ===================
-batch      what the ascent gradient is taken of                   ``WholeBatch``, ``Reweighted``
+batch      what the ascent gradient is taken of                   ``WholeBatch``, ``Reweighted``, ``MicroBatch``,
+                                                                  ``Efficient``, ``Sampled``
 ascent     the direction; ``adaptive``, ``eta`` and ``normalize``  ``Gradient``
            of the optimizer scale any direction
 descent    the coefficients of (h, g) in the base update          ``Plain``, ``Stable``
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from ..ops import Combination
 from ..ops.coefficients import entry_mask, needed_entries
 from .batches import WholeBatch
+from .efficient import Efficient
+from .microbatch import MicroBatch
 from .reweighting import Reweighted
+from .sampled import Sampled
 
-__all__ = ["Descent", "EveryStep", "Gradient", "Plain", "Reweighted", "Stable", "WholeBatch"]
+__all__ = ["Descent", "Efficient", "EveryStep", "Gradient", "MicroBatch", "Plain", "Reweighted", "Sampled", "Stable", "WholeBatch"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Descent:
         """Whether the first gradient itself, not only its norm, is needed in the second phase."""
         entries = needed_entries(self.coefficients, self.match_norm, max_norm)
         return self.coefficients.reads("g") or bool(entries & entry_mask(["gh"]))
+
+    def sees_g(self, max_norm: float) -> bool:
+        """Whether it depends on the first gradient at all, be it on its norm."""
+        entries = needed_entries(self.coefficients, self.match_norm, max_norm)
+        return self.keeps_g(max_norm) or bool(entries & entry_mask(["gg"]))
 
 
 @dataclass(frozen=True)

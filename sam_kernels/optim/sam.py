@@ -14,10 +14,11 @@ from ..batchnorm import frozen_batchnorm
 from ..ops.gibbs_weights import Gibbs
 from . import amp, engine
 from .bases import build_base, fused_name
-from .batches import BatchRule, WholeBatch
+from .batches import Batch, BatchRule, Turn, WholeBatch
 from .bucket import Bucket
 from .generic import step_base
 from .rules import Descent, EveryStep, Gradient, Plain
+from .shards import Shards
 from .shared import SharedState, check_group
 
 
@@ -62,7 +63,8 @@ class SAM(SharedState):
     _norms: Bucket | None = None  # a bucket of the last ascent
     _first_scale: Tensor | None = None  # of the gradients of the last ascent, where it is known
     sample_norms: Tensor | None = None  # [B]: what the batch rule of the last step knew of its samples,
-    sample_weights: Gibbs | None = None  # and made of it
+    sample_weights: Gibbs | None = None  # made of it,
+    sample_indices: Tensor | None = None  # and chose: positions in the batch, None for all
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class SAM(SharedState):
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
         self.batch.check(self)
+        self.batch_state = self.batch.new_state(self)
         self._fused = fused_name(self.base_optimizer)
         if self._fused is None and any(self.descent.coefficients.flat[15:30]):
             raise ValueError(f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use SGD")
@@ -128,8 +131,8 @@ class SAM(SharedState):
 
     @eager
     @torch.no_grad()
-    def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False) -> None:
-        """``own``: nobody else writes the gradients once ``.grad`` lets go of them."""
+    def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False, keep: bool = False) -> None:
+        """``own``: nobody else writes the gradients once ``.grad`` lets go of them; ``keep``: hold them whatever the descent reads."""
         self._require_clean("first_step()")
         self._refresh_buckets()
         selection = self._collect()
@@ -143,7 +146,7 @@ class SAM(SharedState):
                 amp.set_first_scale(selection, self._first_scale, direction)
             scaled = self._first_scale is not None
             engine.ascend_all(selection, self._settings(), direction, scaled, self.normalize, self.perturb_eps)
-            if self.descent.keeps_g(self.max_norm):
+            if keep or self.descent.keeps_g(self.max_norm):
                 self._keep_gradients(selection, own)
         self._phase = "perturbed" if selection else "empty"
         if zero_grad:
@@ -163,7 +166,7 @@ class SAM(SharedState):
         if zero_grad:
             self.zero_grad(set_to_none=True)
 
-    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None) -> Any:
+    def step(self, closure: Callable[..., Any] | None = None, *, batch_size: int | None = None, sample_ids: Tensor | None = None) -> Any:
         """With a closure: both passes, returning the loss at the clean weights. Without: the second step, after ``first_step()``.
 
         The closure computes the loss, calls backward and returns the loss; gradients are cleared before each call. Afterwards
@@ -175,22 +178,40 @@ class SAM(SharedState):
                 xb, yb = (x, y) if index is None else (x[index], y[index])
                 return F.cross_entropy(model(xb), yb, reduction="none")  # [len]
             loss = opt.step(losses, batch_size=len(y))  # the clean mean loss
+
+        ``sample_ids``: int64 ``[batch_size]``, which samples of the training set these are, for the rules that remember them.
         """
         if closure is None:
             return self._finish()
         self._require_clean("step(closure)")
-        first, second = self.batch.passes(self, closure, batch_size)
-        self.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss = first()
-        self._ascend(zero_grad=True, own=True)
+        turns = self.batch.turns(self, closure, Batch(batch_size, sample_ids))
+        shards = Shards(self) if len(turns) > 1 else None
         try:
-            with torch.enable_grad(), frozen_batchnorm(self.model):
-                second()
+            losses = [self._turn(turn, shards, later=i > 0) for i, turn in enumerate(turns)]
+            if shards is not None:
+                shards.settle(self._get_buckets())
             self._descend()
         except BaseException:
             self.restore()
             raise
+        for turn in turns:
+            turn.done()
+        return losses[0] if shards is None else sum(turn.share * loss for turn, loss in zip(turns, losses, strict=True))
+
+    def _turn(self, turn: Turn, shards: Shards | None, later: bool) -> Any:
+        """Both passes of one shard, up to the update."""
+        if later:
+            self.restore()
+        self.zero_grad(set_to_none=True)
+        with torch.enable_grad(), frozen_batchnorm(self.model if later else None):
+            loss = turn.first()
+        self._ascend(zero_grad=True, own=True, keep=shards is not None and shards.sees_g)
+        if shards is not None:
+            shards.ascended(self._get_buckets(), turn.share)
+        with torch.enable_grad(), frozen_batchnorm(self.model):
+            turn.second()
+        if shards is not None:
+            shards.descended()
         return loss
 
     def _finish(self) -> None:
@@ -248,8 +269,7 @@ class SAM(SharedState):
 
     def draw_noise(self) -> Tensor:
         """Seed and offset of random signs, from torch's generator of the device of the first parameter."""
-        device = self._get_buckets()[0].device
-        return torch.randint(2**62, (2,), device=device)
+        return torch.randint(2**62, (2,), device=self.device)
 
     @eager
     @torch.no_grad()
@@ -267,7 +287,7 @@ class SAM(SharedState):
             raise
 
     def _settings(self) -> engine.Settings:
-        return engine.Settings(self.param_groups, self.backend, self.capturable)
+        return engine.Settings(self.param_groups, self.backend, self.capturable, self.batch.radius)
 
     # ---- descent
 

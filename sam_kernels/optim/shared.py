@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import is_
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -12,9 +12,13 @@ from torch.optim import Optimizer
 from ..ops.lists import accumulator, check_aliasing, is_dense
 from . import engine
 from .bases import options_of
+from .batches import BatchRule
 from .bucket import Bucket
-from .checkpoints import check_groups, check_shape, check_state
+from .checkpoints import BATCH, RULE, check_groups, check_shape, check_state, checked_batch
 from .state import names_of
+
+if TYPE_CHECKING:
+    from .sam import SAM
 
 _PEER_KEYS = ("old_p", "e_w")  # what other SAM wrappers leave in their checkpoints
 _NOT_COPIED = ("step", "_buckets", "_norms", "_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name")
@@ -25,10 +29,12 @@ class SharedState(Optimizer):
 
     base_optimizer: Optimizer
     backend: str | None
+    batch: BatchRule
     _own_defaults: dict[str, Any]
     _buckets: list[Bucket] | None = None
     _fused: str | None = None
     _membership: list[list[Tensor]]  # the parameters of every group, when the buckets were made
+    batch_state: dict[str, Any]  # what the batch rule keeps from step to step
     _phase = "clean"  # or "perturbed", or "empty": a first step that found no gradient
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -49,10 +55,12 @@ class SharedState(Optimizer):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict with ``rho``, ``adaptive``, ``eta`` in the groups. Raises while perturbed."""
+        """The base optimizer's state dict with ``rho``, ``adaptive``, ``eta`` in the groups, and the state of the batch rule, where it
+        keeps one, beside them under ``"batch"``. Raises while perturbed."""
         self._require_clean("state_dict()")
         self._publish()
-        return super().state_dict()
+        state = super().state_dict()
+        return {**state, BATCH: {RULE: type(self.batch).__name__, **self.batch_state}} if self.batch_state else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, of its plain base, or of another SAM wrapper (whose saved weights are ignored)."""
@@ -65,8 +73,9 @@ class SharedState(Optimizer):
         for group in groups:
             check_group({**group, "params": []})
         state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
-        members = [p for group in self.param_groups for p in group["params"]]
+        members = self.members()
         check_state(members, groups, state, self._fused)
+        batch_state = checked_batch(state_dict.get(BATCH), type(self.batch).__name__, self.batch.new_state(cast("SAM", self)))
         super().load_state_dict({**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups})
         keys = [key for group in saved for key in group["params"]]
         for p, key in zip(members, keys, strict=True):  # torch has rounded the state to the dtype of the parameter
@@ -75,7 +84,7 @@ class SharedState(Optimizer):
                     self.state[p][name] = value.detach().to(p.device, accumulator(p.dtype), copy=True)
         self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self._share()
-        self._buckets = None
+        self._buckets, self.batch_state = None, batch_state
 
     def __getstate__(self) -> dict[str, Any]:
         self._require_clean("copying or pickling")
@@ -105,6 +114,15 @@ class SharedState(Optimizer):
 
     def restore(self) -> None:
         raise NotImplementedError
+
+    def members(self) -> list[Tensor]:
+        """The parameters of all groups, in order."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter: where what is drawn for a step lives."""
+        return self.members()[0].device
 
     def _get_buckets(self) -> list[Bucket]:
         if self._buckets is None:
@@ -167,7 +185,7 @@ class SharedState(Optimizer):
         """No parameter may share memory with another, and the backend that was asked for must serve them all."""
         for group in self.param_groups:
             check_group(group)
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = self.members()
         check_aliasing({"params": params}, {})
         if self.backend is not None:
             for device, dtype in {(p.device.type, p.dtype) for p in params}:

@@ -25,6 +25,7 @@ KERNELS = {  # op -> module and function of this package
     "cross_entropy_sample": ("cross_entropy", "cross_entropy_sample"),
     "cross_entropy_sample_backward": ("cross_entropy", "backward"),
     "gibbs_weights": ("gibbs_weights", "gibbs_weights"),
+    "draw": ("draw", "draw"),
 }
 
 
