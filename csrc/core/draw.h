@@ -53,8 +53,12 @@ struct FixedPoint {
   static SAMK_HD FixedPoint make(int64_t n, Int largest) {
     int length = 0;
     while (n > 1 && (n - 1) >> length) ++length;
-    const int field = int((largest ? largest : Bits::kOne) >> Bits::kStored), bias = int(Bits::kOne >> Bits::kStored);
-    const int s = 62 - length - (field > 1 ? field : 1) + bias, half = sizeof(A) == 8 ? s / 2 : 0;
+    double top = double(bit_cast<A>(largest ? largest : Bits::kOne));
+    const int raised = top < 0x1p-900 ? 100 : 0;  // out of the numbers that have zeros in front, where a long list has few bits
+    top *= power(raised);
+    // of the largest, except that fp32 counts the zeros in front of its smallest numbers
+    const int exponent = int(bit_cast<int64_t>(top) >> 52) - 1023, least = 1 - int(Bits::kOne >> Bits::kStored);
+    const int s = 62 - length - (exponent > least ? exponent : least) + raised, half = sizeof(A) == 8 ? s / 2 : 0;
     return {power(half), power(s - half), largest == 0};
   }
   SAMK_HD int64_t operator()(A weight) const {
