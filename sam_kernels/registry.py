@@ -8,7 +8,7 @@ there and supports the device and dtype, and the reference where none does.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from .backends import BACKENDS, PREFERENCE, requested
 
 LIBRARY = torch.library.Library("sam_kernels", "DEF")
 OPS: dict[str, Op] = {}
+_LISTS = (list, tuple)
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Op:
     schema: str
     implementations: dict[str, Implementation] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # backend -> why it is not there
+    overload: Any = None  # torch.ops.sam_kernels.<name>.default: looked up once, a lookup costs a microsecond
 
     def named(self, backend: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
         """The implementation of ``backend``, or the error that says why not."""
@@ -67,10 +69,17 @@ def check_name(backend: str) -> None:
         raise ValueError(f"backend is {backend!r}; expected one of {BACKENDS}")
 
 
-def _first_tensor(arguments: Any) -> Tensor | None:
+def _first_tensor(arguments: Iterable[Any]) -> Tensor | None:
     """The first floating tensor, which says device and dtype; integers (ids, classes) only accompany it."""
-    tensors = [x for value in arguments for x in (value[:1] if isinstance(value, list | tuple) else [value]) if isinstance(x, Tensor)]
-    return next((x for x in tensors if x.is_floating_point()), tensors[0] if tensors else None)
+    first = None
+    for value in arguments:
+        if isinstance(value, _LISTS):
+            value = value[0] if value else None
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                return value
+            first = value if first is None else first
+    return first
 
 
 def declare(
@@ -96,6 +105,7 @@ def declare(
         return op.named(backend or op.chosen(device, dtype), device, dtype)(*arguments)
 
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    op.overload = getattr(torch.ops.sam_kernels, name).default
     torch.library.register_fake(f"sam_kernels::{name}", fake or (lambda *_: None), lib=LIBRARY)
     return op
 
@@ -114,7 +124,7 @@ def call(op: Op, backend: str | None, *arguments: Any) -> Any:
     """Run ``op`` through the torch dispatcher, on ``backend`` where it is given."""
     if backend is not None:
         check_name(backend)
-    return getattr(torch.ops.sam_kernels, op.name)(*arguments, backend or "")
+    return op.overload(*arguments, backend or "")
 
 
 def show_backends() -> str:

@@ -64,6 +64,20 @@ void reduce_chunks(const TensorTable& table, ParallelFor parallel_for, double (&
     for (int k = 0; k < kSums; ++k) total[k] += partial[row + k];
 }
 
+// body(chunk, begin, end) for the chunks of one vector of n elements, at least `grain` of them to a thread.
+template <class Body>
+void for_each_range(int64_t n, int64_t grain, ParallelFor parallel_for, const Body& body) {
+  struct Context {
+    int64_t n;
+    const Body& body;
+  } context{n, body};
+  const auto range = [](void* pointer, int64_t begin, int64_t end) {
+    const Context& c = *static_cast<Context*>(pointer);
+    for (int64_t i = begin; i < end; ++i) c.body(i, i * kCpuChunk, c.n < (i + 1) * kCpuChunk ? c.n : (i + 1) * kCpuChunk);
+  };
+  parallel_for((n + kCpuChunk - 1) / kCpuChunk, grain, range, &context);
+}
+
 // What was made for the last (group, steps); neighbouring tensors mostly share it, and an Adam update costs two logarithms to make.
 template <class Value>
 class Remembered {

@@ -7,6 +7,8 @@
 namespace samk {
 namespace {
 
+constexpr int64_t kGrain = 8;  // chunks that are worth another thread
+
 template <class A>
 struct Facts {  // of the finite norms
   A largest = A(-INFINITY);
@@ -57,21 +59,6 @@ SAMK_INLINE void scale(A* weights, int64_t n, A factor) {
 SAMK_GIBBS_CLONES(float)
 SAMK_GIBBS_CLONES(double)
 
-// body(chunk, begin, end)
-template <class Body>
-void for_each_range(int64_t n, ParallelFor parallel_for, const Body& body) {
-  struct Context {
-    int64_t n;
-    const Body& body;
-  } context{n, body};
-  const auto range = [](void* pointer, int64_t begin, int64_t end) {
-    const Context& c = *static_cast<Context*>(pointer);
-    for (int64_t i = begin; i < end; ++i) c.body(i, i * kCpuChunk, std::min<int64_t>(c.n, (i + 1) * kCpuChunk));
-  };
-  constexpr int64_t kGrain = 64;  // a million norms take half a millisecond, in three passes: not worth waking other threads
-  parallel_for((n + kCpuChunk - 1) / kCpuChunk, kGrain, range, &context);
-}
-
 template <class T>
 void run(const GibbsArgs& args, ParallelFor parallel_for) {
   using A = Acc<T>;
@@ -79,7 +66,7 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
   A* weights = static_cast<A*>(args.weights);
   const size_t chunks = size_t((args.count + kCpuChunk - 1) / kCpuChunk);
   std::vector<Facts<A>> facts(chunks);
-  for_each_range(args.count, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
+  for_each_range(args.count, kGrain, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
     Scratch<T> room;
     for_each_block(end - begin, kStep<T>, [&](int64_t i, int64_t n) {
       facts_of(widened(norms + begin + i, n, room), n, args.relative, facts[size_t(chunk)]);
@@ -93,7 +80,7 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
     double of[2] = {};
   };
   std::vector<Sums> partial(chunks);
-  for_each_range(args.count, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
+  for_each_range(args.count, kGrain, parallel_for, [&](int64_t chunk, int64_t begin, int64_t end) {
     Scratch<T> room;
     for_each_block(end - begin, kStep<T>, [&](int64_t i, int64_t n) {
       weights_of(widened(norms + begin + i, n, room), weights + begin + i, n, gibbs, partial[size_t(chunk)].of);
@@ -103,7 +90,9 @@ void run(const GibbsArgs& args, ParallelFor parallel_for) {
   for (const Sums& part : partial)
     for (int k = 0; k < 2; ++k) total[k] += part.of[k];
   const A factor = A(1 / total[0]);
-  for_each_range(args.count, parallel_for, [&](int64_t, int64_t begin, int64_t end) { scale_by(weights + begin, end - begin, factor); });
+  for_each_range(args.count, kGrain, parallel_for, [&](int64_t, int64_t begin, int64_t end) {
+    scale_by(weights + begin, end - begin, factor);
+  });
   *static_cast<A*>(args.ess) = A(args.count ? total[0] * total[0] / total[1] : 0);
   *static_cast<A*>(args.log_partition) = args.count ? gibbs.log_partition(A(total[0])) : A(0);
   *args.flag = all.count == double(args.count) ? 0 : all.count > 0 ? 1 : 2;

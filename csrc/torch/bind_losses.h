@@ -56,8 +56,8 @@ void cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor st
 }
 
 template <class Backend>
-void gibbs_weights(Tensor norms, double lam, std::optional<Tensor> lam_device, bool relative, Tensor weights, Tensor ess,
-                   Tensor log_partition, Tensor flag, Tensor, int64_t device, int64_t stream) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gibbs_weights(Tensor norms, double lam, std::optional<Tensor> lam_device, bool relative,
+                                                         int64_t device, int64_t stream) {
   GibbsArgs args{};
   args.dtype = dtype_of(norms);
   args.count = norms.numel();
@@ -65,11 +65,15 @@ void gibbs_weights(Tensor norms, double lam, std::optional<Tensor> lam_device, b
   args.lam = lam;
   args.lam_device = scalar(lam_device, 1, accumulator_of(args.dtype), "lam");
   args.relative = relative;
-  args.weights = scalar(weights, args.count, accumulator_of(args.dtype), "weights");
-  args.ess = scalar(ess, 1, accumulator_of(args.dtype), "effective_size");
-  args.log_partition = scalar(log_partition, 1, accumulator_of(args.dtype), "log_partition");
-  args.flag = static_cast<int32_t*>(scalar(flag, 1, ScalarType::Int, "flag"));
+  const ScalarType type = accumulator_of(args.dtype);
+  Tensor weights = empty_beside(norms, args.count, type), flag = empty_beside(norms, std::nullopt, ScalarType::Int);
+  Tensor ess = empty_beside(norms, std::nullopt, type), log_partition = empty_beside(norms, std::nullopt, type);
+  args.weights = weights.data_ptr();
+  args.ess = ess.data_ptr();
+  args.log_partition = log_partition.data_ptr();
+  args.flag = static_cast<int32_t*>(flag.data_ptr());
   Backend::run(args, device, stream);
+  return {weights, ess, log_partition, flag};
 }
 
 }  // namespace samk

@@ -6,6 +6,7 @@ lacks the dtype the call raises, as if it had been asked for with ``backend=``.
 """
 
 import os
+from functools import cache
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,7 @@ def _requested() -> tuple[str, ...]:
 REQUESTED = _requested()
 
 
+@cache
 def requested(device: str) -> str | None:
     """The backend that the environment asks for on ``device``."""
     return next((name for name in REQUESTED if device in DEVICES.get(name, (device,))), None)

@@ -84,7 +84,7 @@ def draw(
     state = state_of(generator, weights.device)
     found = Draw(*call(OP, backend, weights.detach().contiguous(), k, scheme, state))
     if isinstance(generator, Tensor):
-        generator[1] += 1
+        generator[1:].add_(1)
     return found._replace(indices=_positions(found.counts, k if scheme != "top_k" else min(k, len(weights)))) if indices else found
 
 

@@ -10,15 +10,17 @@ from .guards import require
 
 SCHEMES = ("systematic", "multinomial", "top_k", "bernoulli")
 LIMIT = 1 << 31  # of n and k
+_OUTSIDE = f"scheme must be one of {SCHEMES}, k and n in [0, 2^31)"
 
 
 def guard(a: Mapping[str, Any]) -> None:
     weights, k, state = a["weights"], a["k"], a["state"]
+    n = weights.numel()
     require(
         weights.dim() == 1 and weights.is_floating_point() and weights.is_contiguous(), "weights must be [n], contiguous, floating point"
     )
-    require(a["scheme"] in SCHEMES and 0 <= k < LIMIT and len(weights) < LIMIT, f"scheme must be one of {SCHEMES}, k and n in [0, 2^31)")
-    require(k == 0 or len(weights) > 0, "there is nothing to draw from")
+    require(a["scheme"] in SCHEMES and 0 <= k < LIMIT and n < LIMIT, _OUTSIDE)
+    require(k == 0 or n > 0, "there is nothing to draw from")
     fits = state.shape == (2,) and state.dtype == torch.int64 and state.is_contiguous() and state.device == weights.device
     require(fits, "state must be (seed, offset) in int64 beside weights")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from ...registry import OPS, implement
-from . import layers, losses, products, step
+from . import draw, layers, losses, products, step
 
 _NATIVE = torch.library.Library("sam_kernels_native", "DEF")
-_MODULES = (step, products, layers, losses)
+_MODULES = (step, products, layers, losses, draw)
 _LIBRARIES = {"cpp": "_cpu", "cuda": "_cuda"}
 _DEVICE = {"cpp": "cpu", "cuda": "cuda"}
 _HALVES = (torch.bfloat16, torch.float16)

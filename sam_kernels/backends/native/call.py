@@ -2,6 +2,7 @@
 CUDA-enabled build also loads beside CPU-only torch."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ _WORKSPACES: dict[tuple[int, int], list[Tensor]] = {}
 _NO_WORKSPACE = torch.empty(0, dtype=torch.uint8)
 
 
+@cache
 def native(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.sam_kernels_native, name).default
 

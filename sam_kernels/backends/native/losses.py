@@ -1,18 +1,17 @@
 """The ops over rows of logits and over norms: ``cross_entropy_sample``, its backward, ``gibbs_weights``."""
 
-import torch
 from torch import Tensor
 
 from ...ops.lists import accumulator
 from .call import TAIL, native, place
 
-SCHEMAS = {  # with the outputs as arguments
+SCHEMAS = {  # with the outputs of the losses as arguments; the four of Gibbs weights, small as a batch, are made in C++
     "cross_entropy_sample": "(Tensor logits, Tensor target, float label_smoothing, int ignore_index, Tensor? weight, Tensor(a!) loss, "
     "Tensor(b!) norm, Tensor(c!) log_norm, " + TAIL,
     "cross_entropy_sample_backward": "(Tensor grad, Tensor logits, Tensor target, Tensor log_norm, float label_smoothing, "
     "int ignore_index, Tensor? weight, Tensor(a!) out, " + TAIL,
-    "gibbs_weights": "(Tensor norms, float lam, Tensor? lam_device, bool relative, Tensor(a!) weights, Tensor(b!) ess, "
-    "Tensor(c!) log_partition, Tensor(d!) flag, " + TAIL,
+    "gibbs_weights": "(Tensor norms, float lam, Tensor? lam_device, bool relative, int device, int stream) -> "
+    "(Tensor weights, Tensor ess, Tensor log_partition, Tensor flag)",
 }
 
 
@@ -34,11 +33,8 @@ def _cross_entropy_backward(
 
 
 def _gibbs_weights(norms: Tensor, lam: float, lam_device: Tensor | None, relative: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulator(norms.dtype)
-    weights = norms.new_empty(len(norms), dtype=dtype)
-    ess, log_partition = (norms.new_empty((), dtype=dtype) for _ in range(2))
-    flag = norms.new_empty((), dtype=torch.int32)
-    native("gibbs_weights")(norms, lam, lam_device, relative, weights, ess, log_partition, flag, *place(norms))
+    _, device, stream = place(norms)
+    weights, ess, log_partition, flag = native("gibbs_weights")(norms, lam, lam_device, relative, device, stream)
     return weights, ess, log_partition, flag
 
 
