@@ -20,7 +20,7 @@ labels, lam 0.5, 1, 2, 4 at rho 0.15 made 52, 60, 74, 91 % of the exact weights:
 
 m-SAM, ESAM and AUSAM were tuned last, at lr 0.02 and with two more seeds, on which SAM had 45.2, 52.0, 51.3 at rho 0.1, 0.15, 0.2:
 
-    m-SAM       16 samples per shard, rho 0.05, 0.1, 0.15, 0.2: 37.8, 50.5, 53.3, 53.5   32 samples, rho 0.1: 46.2
+    m-SAM       16 samples per shard, rho 0.05, 0.1, 0.15, 0.2, 0.3: 37.8, 50.5, 53.3, 53.5, 29.8   32 samples, rho 0.1: 46.2
     ESAM        beta 0.6, gamma 0.5, rho 0.02, 0.05, 0.1: 48.3, 50.0, 36.8
     AUSAM       alpha 0.5, rho 0.05, 0.1, 0.15, 0.2, 0.3: 37.3, 50.0, 52.2, 50.3, 21.7
 
