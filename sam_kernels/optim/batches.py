@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..spans import span, spanned
+
 if TYPE_CHECKING:
     from .sam import SAM
 
@@ -95,14 +97,21 @@ def mean_backward(losses: Losses, size: int, index: Tensor | None = None, share:
     """Add the gradient of the mean loss, times ``share``, of the samples at ``index`` to ``.grad``; return those losses, detached."""
     found = losses_of(losses, size, index)[0]
     mean = found.mean()
-    (mean if share == 1 else share * mean).backward()
+    backward(mean if share == 1 else share * mean)
     return found.detach()
 
 
 def losses_of(losses: Losses, size: int, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The losses of the samples at ``index``, of all ``size`` where it is None, and the norms that ``ops.cross_entropy_sample`` returns
     beside them."""
-    return per_sample_losses(losses(), size) if index is None else per_sample_losses(losses(index), len(index), size)
+    with span("forward"):
+        found = losses() if index is None else losses(index)
+    return per_sample_losses(found, size) if index is None else per_sample_losses(found, len(index), size)
+
+
+@spanned("backward")
+def backward(loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+    loss.backward(inputs=inputs)
 
 
 def no_grad_losses(losses: Losses, size: int) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .batches import Losses, OfLosses, Turn, losses_of, mean_backward, random_state
+from ..spans import span, spanned
+from .batches import Losses, OfLosses, Turn, backward, losses_of, mean_backward, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -92,7 +93,7 @@ class _Step:
         members, active = self.optimizer.members(), self.optimizer.batch_state["active"].tolist()  # on the host, where work is left out
         active += [True] * (len(members) - len(active))  # of groups that were added
         if inputs := [p for p, on in zip(members, active, strict=False) if on and p.requires_grad]:
-            found.mean().backward(inputs=inputs)
+            backward(found.mean(), inputs)
         self.clean = found.detach()
         return self.clean.mean()
 
@@ -102,12 +103,13 @@ class _Step:
             return
         assert self.clean is not None
         self.rewind()
-        with torch.no_grad():
+        with span("select"), torch.no_grad():
             change = losses_of(self.losses, self.size)[0] - self.clean
-        index, weights = self.rule.select(change, self.count)
+            index, weights = self.rule.select(change, self.count)
         self.optimizer.sample_indices = index
-        (weights * losses_of(self.losses, self.size, index)[0]).sum().backward()
+        backward((weights * losses_of(self.losses, self.size, index)[0]).sum())
 
+    @spanned("draw")
     def done(self) -> None:
         if self.rule.beta < 1:
             self.optimizer.batch_state["active"] = torch.rand(len(self.optimizer.members())) < self.rule.beta

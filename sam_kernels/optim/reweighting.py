@@ -32,7 +32,8 @@ from ..batchnorm import frozen_batchnorm
 from ..ops.draw import OP as DRAW
 from ..ops.draw import draw
 from ..ops.gibbs_weights import gibbs_weights
-from .batches import Losses, OfLosses, losses_of, no_grad_losses, per_sample_losses, random_state
+from ..spans import span, spanned
+from .batches import Losses, OfLosses, backward, losses_of, no_grad_losses, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -103,11 +104,11 @@ class Reweighted(OfLosses):
                 found, norms = self._probed(optimizer, losses, batch_size)
         weights = self._weigh(optimizer, norms)
         if self.draw is None:
-            (weights.to(found.dtype) * found).sum().backward()
+            backward((weights.to(found.dtype) * found).sum())
         else:
             with frozen_batchnorm(optimizer.model):
                 drawn = losses_of(losses, batch_size, optimizer.sample_indices)[0]
-            (weights[optimizer.sample_indices].to(drawn.dtype) * drawn).sum().backward()
+            backward((weights[optimizer.sample_indices].to(drawn.dtype) * drawn).sum())
         return found.detach().mean()
 
     def _exact(self, optimizer: SAM, losses: Losses, batch_size: int) -> Tensor:
@@ -116,9 +117,11 @@ class Reweighted(OfLosses):
         with per_sample.grad_norms(
             optimizer.model, batch_size, weighted=True, reduction="sum", batchnorm=self.batchnorm, backend=optimizer.backend
         ) as norms:
-            found = per_sample_losses(losses(), batch_size)[0]
-            found.sum().backward()
-        grads = norms.weighted_gradients(self._weigh(optimizer, norms.norm))
+            found = losses_of(losses, batch_size)[0]
+            backward(found.sum())
+        weights = self._weigh(optimizer, norms.norm)
+        with span("weighted gradients"):
+            grads = norms.weighted_gradients(weights)
         for group in optimizer.param_groups:  # nobody else's gradients
             for p in group["params"]:
                 p.grad = grads.get(p)
@@ -128,7 +131,7 @@ class Reweighted(OfLosses):
         """Losses, and the estimate. The probes come first: weights must not change between a forward and its backward."""
         noise, probed = optimizer.draw_noise(), []
         rewind = random_state(noise.device)  # dropout drops the same in every forward
-        with frozen_batchnorm(optimizer.model):
+        with span("norms"), frozen_batchnorm(optimizer.model):
             for _ in range(self.probes):
                 noise[1] += 1
                 optimizer.perturb_signs(noise, self.delta)
@@ -142,13 +145,15 @@ class Reweighted(OfLosses):
         differences = torch.stack(probed).to(wide) - found.detach().to(wide)
         return found, differences.square().mean(0).sqrt() / self.delta
 
+    @spanned("weights")
     def _weigh(self, optimizer: SAM, norms: Tensor) -> Tensor:
         """What the losses are multiplied by: the Gibbs weights, or, of samples drawn by them, one over their number each time."""
         optimizer.sample_norms = norms.detach()
         gibbs = optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
         if self.draw is None:
             return gibbs.weights
-        drawn = draw(gibbs.weights, self.draw, indices=True, backend=optimizer.backend)
+        with span("draw"):
+            drawn = draw(gibbs.weights, self.draw, indices=True, backend=optimizer.backend)
         optimizer.sample_indices = drawn.indices
         once = 1 / self.draw + 0 * gibbs.weights  # NaN where lam is, of which a draw would know nothing
         return drawn.counts * once if self.estimator == "exact" else once

@@ -12,6 +12,7 @@ from torch._compile import _disable_dynamo as eager  # as torch.optim does: opti
 
 from ..batchnorm import frozen_batchnorm
 from ..ops.gibbs_weights import Gibbs
+from ..spans import span, spanned
 from . import amp, engine
 from .bases import build_base, fused_name
 from .batches import Batch, BatchRule, Turn, WholeBatch
@@ -130,6 +131,7 @@ class SAM(SharedState):
         self._ascend(zero_grad, scaler)
 
     @eager
+    @spanned("ascend")
     @torch.no_grad()
     def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False, keep: bool = False) -> None:
         """``own``: nobody else writes the gradients once ``.grad`` lets go of them; ``keep``: hold them whatever the descent reads."""
@@ -203,12 +205,12 @@ class SAM(SharedState):
         if later:
             self.restore()
         self.zero_grad(set_to_none=True)
-        with torch.enable_grad(), frozen_batchnorm(self.model if later else None):
+        with span("first pass"), torch.enable_grad(), frozen_batchnorm(self.model if later else None):
             loss = turn.first()
         self._ascend(zero_grad=True, own=True, keep=shards is not None and shards.sees_g)
         if shards is not None:
             shards.ascended(self._get_buckets(), turn.share)
-        with torch.enable_grad(), frozen_batchnorm(self.model):
+        with span("second pass"), torch.enable_grad(), frozen_batchnorm(self.model):
             turn.second()
         if shards is not None:
             shards.descended()
@@ -225,6 +227,7 @@ class SAM(SharedState):
             raise
 
     @eager
+    @spanned("restore")
     @torch.no_grad()
     def restore(self) -> None:
         """Put the clean weights back, bit for bit, without an update. Does nothing where nothing is perturbed."""
@@ -272,6 +275,7 @@ class SAM(SharedState):
         return torch.randint(2**62, (2,), device=self.device)
 
     @eager
+    @spanned("perturb")
     @torch.no_grad()
     def perturb_signs(self, noise: Tensor, delta: float) -> None:
         """Move every weight by ``delta`` up or down at random, until ``restore()``."""
@@ -292,6 +296,7 @@ class SAM(SharedState):
     # ---- descent
 
     @eager
+    @spanned("descend")
     @torch.no_grad()
     def _descend(self) -> None:
         selection = self._collect()

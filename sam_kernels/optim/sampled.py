@@ -19,6 +19,7 @@ from torch import Tensor
 from ..ops.draw import OP as DRAW
 from ..ops.draw import draw
 from ..ops.lists import accumulator
+from ..spans import span, spanned
 from .batches import Losses, OfLosses, Turn, mean_backward, random_state
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ class _Step:
         for name in ("sum", "count"):  # the model may have been moved
             state[name] = state[name].to(self.optimizer.device)
         if self.epoch > 0 and self.count < self.size:
-            odds = self.rule.odds(state["sum"][self.ids] / state["count"][self.ids], self.epoch)
-            self.optimizer.sample_indices = draw(odds, self.count, "top_k", indices=True, backend=self.optimizer.backend).indices
+            with span("weights"):
+                odds = self.rule.odds(state["sum"][self.ids] / state["count"][self.ids], self.epoch)
+            with span("draw"):
+                self.optimizer.sample_indices = draw(odds, self.count, "top_k", indices=True, backend=self.optimizer.backend).indices
         self.rewind = random_state(self.optimizer.device)  # losses will be subtracted: dropout is to drop the same in both passes
         self.before = mean_backward(self.losses, self.size, self.optimizer.sample_indices)
         return self.before.mean()
@@ -123,6 +126,7 @@ class _Step:
         self.rewind()
         self.after = mean_backward(self.losses, self.size, self.optimizer.sample_indices)
 
+    @spanned("table")
     def done(self) -> None:
         """The table: a change is added, in the first pass over the data in the place of the one that every sample starts with. A step
         that was skipped and a loss that is not finite leave no trace."""

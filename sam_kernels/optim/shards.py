@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..spans import spanned
 from . import engine
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Shards:
         self._g: dict[Bucket, list[Tensor | None]] = {}
         self._norms: list[Tensor] = []  # of the step as a whole: sq_norm, |g|^2
 
+    @spanned("average")
     def ascended(self, buckets: list[Bucket], share: float) -> None:
         """After an ascent: what it has left, times ``share``; ``.grad`` is then what the second gradients have added up to."""
         perturbed = [bucket for bucket in buckets if bucket.perturbed]
@@ -43,6 +45,7 @@ class Shards:
         """After a second pass, which has added its gradients to ``.grad``."""
         self._h = [p.grad for p in self._params]
 
+    @spanned("average")
     def settle(self, buckets: list[Bucket]) -> None:
         """Before the update: norms and first gradients of the buckets are those of the step."""
         perturbed = [bucket for bucket in buckets if bucket.perturbed]
