@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops.conv_grad_norms import OP, weight_grad
 from ..ops.sample_grads import conv_sample_grads
 from ..registry import call
+from ..spans import span
 from .layers import Common, Grads, Layer, Saved, Wants, direct_cost, empty_keeper, may_keep, row_norms, rows_per_sample, scaled, split
 
 _ADD = 32  # FLOPs of a matrix product that take as long as one of pixel_gram's shifted additions
@@ -60,7 +61,8 @@ class Conv(Layer):
         direct = self.method == "direct"  # leaves the weight gradient behind; else torch's kernel makes all of them
         grads = direct and (wants.weight or wants.bias)
         geometry = (self.kernel, self.stride, self.dilation, self.groups)
-        norms, dw, db = call(OP, self.backend, self._padded(x), g, self.samples, *geometry, self.method, self.weight, self.bias, grads)
+        with span("norms"):
+            norms, dw, db = call(OP, self.backend, self._padded(x), g, self.samples, *geometry, self.method, self.weight, self.bias, grads)
         dx, *others = self._gradients(g, saved, Wants(wants.x, False, False) if direct else wants)
         dw, db = (dw, db) if direct else others
         return Grads(norms, g, dx, dw if wants.weight else None, db if wants.bias else None)

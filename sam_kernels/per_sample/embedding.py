@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops.embedding_grad_norms import OP
 from ..registry import call
+from ..spans import span
 from .layers import Common, Grads, Layer, Saved, Wants, scaled
 
 
@@ -33,7 +34,8 @@ class Embedding(Layer):
 
     def backward(self, g: Tensor, saved: Saved, wants: Wants) -> Grads:
         (ids,) = saved
-        norms = call(OP, self.backend, ids.reshape(self.samples, -1).contiguous().long(), self._rows(g).contiguous(), self.padding_idx)
+        with span("norms"):
+            norms = call(OP, self.backend, ids.reshape(self.samples, -1).contiguous().long(), self._rows(g).contiguous(), self.padding_idx)
         return Grads(norms, g, weight=self._table(g, ids) if wants.weight else None)
 
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:

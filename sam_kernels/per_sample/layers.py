@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from ..ops.linear_grad_norms import OP as LINEAR
 from ..ops.lists import accumulator
 from ..registry import call
+from ..spans import carried, listener, spanned
 
 Saved = tuple[Tensor, ...]
 Operand = TypeVar("Operand", Tensor, Tensor | None)
@@ -119,7 +120,7 @@ class Instrumented(torch.autograd.Function):
     def forward(
         ctx: Any, layer: Layer, x: Tensor, weight: Tensor | None, bias: Tensor | None, sink: Tensor, keeper: Tensor | None
     ) -> Tensor:
-        ctx.layer, ctx.device_type = layer, x.device.type
+        ctx.layer, ctx.device_type, ctx.listener = layer, x.device.type, listener()
         y, saved = plainly(layer.forward, ctx.device_type, x, weight, bias)
         ctx.save_for_backward(*saved)
         ctx.shapes = tuple(None if p is None else p.shape for p in (weight, bias))
@@ -132,11 +133,13 @@ class Instrumented(torch.autograd.Function):
             raise RuntimeError("a second backward through one forward: norms of two gradients would add up; run the forward again")
         ctx.done = True
         _, x, weight, bias, _, keeper = ctx.needs_input_grad
-        grads = plainly(ctx.layer.backward, ctx.device_type, g, ctx.saved_tensors, Wants(x, weight, bias))
+        with carried(ctx.listener):
+            grads = plainly(ctx.layer.backward, ctx.device_type, g, ctx.saved_tensors, Wants(x, weight, bias))
         dw, db = (d if d is None else d.view(shape) for d, shape in zip((grads.weight, grads.bias), ctx.shapes, strict=True))
         return None, grads.x, dw, db, grads.norms, grads.kept if keeper else None
 
 
+@spanned("norms")
 def row_norms(rows: Tensor, backend: str | None) -> Tensor:
     """Squared norms of the rows: those of a linear layer with one position and a gradient of one."""
     ones = rows.new_ones(len(rows), 1, 1)

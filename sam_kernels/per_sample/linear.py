@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops.linear_grad_norms import OP
 from ..ops.sample_grads import linear_sample_grads
 from ..registry import call
+from ..spans import span
 from .layers import Common, Grads, Layer, Saved, Wants, direct_cost, empty_keeper, may_keep, row_norms, rows_per_sample, scaled, split
 
 
@@ -41,7 +42,8 @@ class Linear(Layer):
             rows = linear_sample_grads(*self._matrices(x, g), self.bias)
             return Grads(row_norms(rows, self.backend), rows, g @ weight if wants.x else None)
         grads = wants.weight or wants.bias
-        norms, dw, db = call(OP, self.backend, *self._matrices(x, g), self.method, self.weight, self.bias, grads)
+        with span("norms"):
+            norms, dw, db = call(OP, self.backend, *self._matrices(x, g), self.method, self.weight, self.bias, grads)
         return Grads(norms, g, g @ weight if wants.x else None, dw if wants.weight else None, db if wants.bias else None)
 
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:

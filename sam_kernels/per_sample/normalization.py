@@ -14,6 +14,7 @@ from torch import Tensor
 from ..ops.lists import accumulator
 from ..ops.normalization_grads import OP
 from ..registry import call
+from ..spans import span
 from .layers import Common, Grads, Layer, Saved, Wants, empty_keeper, rows_per_sample
 
 Shape = tuple[int, int, int, int]
@@ -73,7 +74,8 @@ class Normalization(Layer):
         scale = scale if scale.dtype == x.dtype else scale.to(rstd.dtype)
         g, plain = (t.to(x.dtype).reshape(self.shape).contiguous() for t in (g, x))
         dx, rows = call(OP, self.backend, g, plain, mean, rstd, scale if scale.numel() else None, self.samples, coupled)
-        norms = rows[:, 0 if self.weight else 1 : 2 if self.bias else 1].square().sum((1, 2))
+        with span("norms"):
+            norms = rows[:, 0 if self.weight else 1 : 2 if self.bias else 1].square().sum((1, 2))
         sums = rows.sum(0) if wants.weight or wants.bias else rows
         return Grads(norms, rows, dx.view(x.shape) if wants.x else None, sums[0] if wants.weight else None, sums[1] if wants.bias else None)
 
