@@ -12,7 +12,8 @@ import torch
 from match import gradients, parameters
 from methods import Method
 from providers import Provider, Step
-from timing import Rounds, Times
+
+from sam_kernels.profiling.timing import Rounds, Times
 
 CALIBRATION = 5
 DEVICE = "cuda"

@@ -25,8 +25,9 @@ from match import ROOT, assert_match, forget
 from methods import Method, bytes_per_parameter
 from providers import PEERS, ours
 from report import text
-from timing import Rounds, Times, ratios, spread
 from workloads import WORKLOADS, elements
+
+from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
 
 WORKLOAD_NAMES = ("resnet50", "gpt2")
 METHODS = (Method("sam", "sgd"), Method("stable_sam", "sgd"), Method("sam", "adamw"), Method("sam", "adamw", "bf16"))
