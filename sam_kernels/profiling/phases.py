@@ -98,18 +98,29 @@ def number(ms: float) -> str:
 # ---- figure
 
 INK, FAINT, GREY = "#22272e", "#d8dde3", "#c3cad2"
+WHOLE = ("norms", "select")  # with all that lies inside of them, forwards too
 COLOURS = {
-    "forward": "#7fb3d5", "backward": "#1b6ca8", "norms": "#c9a66b", "weights": "#8c6bb1", "draw": "#c994c7",
-    "weighted gradients": "#b5651d", "ascend": "#d1495b", "descend": "#2a9d6f", "restore": "#9bc9a0", "perturb": "#e9a3a9", "average": "#66a7a1", "table": "#6b7785",
-}  # fmt: skip
-LEAST = 0.045  # of the width, below which a bar carries no number
+    "forward": "#7fb3d5",
+    "backward": "#1b6ca8",
+    "norms": "#c9a66b",
+    "weights": "#8c6bb1",
+    "draw": "#c994c7",
+    "weighted gradients": "#b5651d",
+    "select": "#5fb0c9",
+    "ascend": "#d1495b",
+    "restore": "#9bc9a0",
+    "average": "#66a7a1",
+    "descend": "#2a9d6f",
+    "table": "#6b7785",
+}
+LEAST, VISIBLE = 0.04, 0.001  # of the width: from the one on a bar carries its number, from the other it is in the legend
 
 
 def segments(profile: Profile) -> list[tuple[str, bool, float]]:
     """Name, whether it belongs to the second pass, and ms of what the bar of a method is made of; phases without a colour are ``other``."""
     found: dict[tuple[str, bool], float] = {}
     for row in profile.rows:
-        named = next((name for name in reversed(row.path) if name in COLOURS), "other")
+        named = next((name for name in (*filter(row.path.__contains__, WHOLE), *reversed(row.path)) if name in COLOURS), "other")
         key = (named, row.path[0] == "second pass") if named != "other" else ("other", False)
         found[key] = found.get(key, 0.0) + row.share * profile.ms["median"]
     rest = found.pop(("other", False), 0.0)
@@ -122,6 +133,7 @@ def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> 
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
     figure, axes = plt.subplots(figsize=(9, 1.9 + 0.62 * len(profiles)), dpi=160, layout="constrained")
@@ -130,11 +142,12 @@ def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> 
     for y, profile in enumerate(profiles):
         left = 0.0
         for name, second, ms in segments(profile):
-            colour = COLOURS.get(name, GREY)
-            axes.barh(y, ms, 0.62, left, color=colour, alpha=0.62 if second else 1.0, edgecolor="white", linewidth=0.6)
+            red, green, blue = (1 - (0.6 if second else 1.0) * (1 - x) for x in to_rgb(COLOURS.get(name, GREY)))
+            axes.barh(y, ms, 0.62, left, color=(red, green, blue), edgecolor="white", linewidth=0.6 if ms > LEAST * widest else 0)
             if ms > LEAST * widest:
-                axes.text(left + ms / 2, y, number(ms), ha="center", va="center", fontsize=8, color="white" if name != "other" else INK)
-            used += [name] if name not in used else []
+                light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.55
+                axes.text(left + ms / 2, y, number(ms), ha="center", va="center", fontsize=8, color=INK if light else "white")
+            used += [name] if name not in used and ms > VISIBLE * widest else []
             left += ms
         low, high = profile.ms["p20"], profile.ms["p80"]
         axes.errorbar(left, y, xerr=[[max(left - low, 0)], [max(high - left, 0)]], color=INK, linewidth=0.9, capsize=2.5)
@@ -151,6 +164,6 @@ def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> 
     axes.set_title(f"{subtitle}; median step, whiskers p20 and p80; lighter: second pass", loc="left", fontsize=8.5, color="#57606a")
     names = [name for name in (*COLOURS, "other") if name in used]
     handles = [Patch(color=COLOURS.get(name, GREY)) for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 7), frameon=False, fontsize=8.5)
+    figure.legend(handles, names, loc="outside lower center", ncols=-(-len(names) // -(-len(names) // 8)), frameon=False, fontsize=8.5)
     figure.savefig(path)
     plt.close(figure)

@@ -65,6 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
     except Refused as error:
         print(f"sam_kernels profile: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("sam_kernels profile: interrupted before a step was measured", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -75,8 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     recorders, complete = _measure(steps, arguments)
     measured = {method: recorder.steps for method, recorder in recorders.items() if recorder.steps}
     if not measured:
-        print("sam_kernels profile: interrupted before a step was measured", file=sys.stderr)
-        return INTERRUPTED
+        raise KeyboardInterrupt
     cuda = arguments.device == "cuda"
     counts = {method: launches_of(steps[method]) if cuda and complete else None for method in measured}
     profiles = [profile_of(method, found, cuda, counts[method]) for method, found in measured.items()]
