@@ -3,7 +3,7 @@
     with span("ascend"):
         ...
 
-does nothing, in about 0.1 us and without an object of its own, unless somebody listens in this thread::
+does nothing, in less than 0.2 us and without an object of its own, unless somebody listens in this thread::
 
     with listen(recorder):  # anything with enter(name) and leave(name)
         optimizer.step(closure)
@@ -15,11 +15,13 @@ called by them, a closure for example, may mark more: ``forward``, ``backward``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from threading import Lock
 from typing import ParamSpec, Protocol, TypeVar
+
+from torch.compiler import is_dynamo_compiling
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +82,7 @@ _listening = 0  # calls of listen() in all threads: a plain number is what torch
 def span(name: str) -> AbstractContextManager[None]:
     """A context for one phase. The listener that it begins with is the one that hears of its end."""
     if not _listening:
-        return _NOTHING
+        return nullcontext() if is_dynamo_compiling() else _NOTHING  # dynamo traces a context that it sees being made
     listener = _current.get()
     return _NOTHING if listener is None else _Span(listener, name)
 
@@ -118,10 +120,12 @@ def listen(*listeners: Listener) -> Iterator[None]:
 
 def listener() -> Listener | None:
     """Who listens in this thread: for ``carried``."""
-    return _current.get()
+    return _current.get() if _listening else None
 
 
 def carried(listener: Listener | None) -> AbstractContextManager[None]:
     """Inside, the listener of another thread that waits for this one: that of a forward, in the thread where autograd runs the backward
     of a GPU."""
-    return _NOTHING if listener is None or listener is _current.get() else listen(listener)
+    if listener is None:
+        return nullcontext() if is_dynamo_compiling() else _NOTHING
+    return _NOTHING if listener is _current.get() else listen(listener)
