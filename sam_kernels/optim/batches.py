@@ -129,7 +129,7 @@ def random_state(device: torch.device) -> Callable[[], None]:
 
 def _takes_index(function: Losses) -> bool:
     try:
-        inspect.signature(function).bind(index=None)
+        inspect.signature(function).bind(None)
         inspect.signature(function).bind()
     except TypeError:
         return False

@@ -67,7 +67,7 @@ class Efficient(OfLosses):
         if self.beta == 1 or first_step:
             return [True] * tensors
         coins = torch.rand(tensors, dtype=torch.float32, device="cpu")  # on the host: what is left out is not computed
-        return (coins < max(self.beta, coins.min().item() + 1e-9)).tolist()
+        return ((coins < self.beta) | (coins == coins.min())).tolist()
 
     def select(self, change: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Positions of the ``count`` samples whose loss grew most, and their weights, which sum to 1: equal, and 0 for those that tie with
@@ -89,11 +89,11 @@ class _Step:
     rewind: Callable[[], None] | None = None
 
     def first(self) -> Tensor:
-        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both forwards
-            self.rewind = random_state(self.optimizer.device)
-        found = losses_of(self.losses, self.size)[0]
         members = self.optimizer.members()
         active = self.rule.active(len(members), self.optimizer.batch_state["steps"] == 0)
+        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both, coins are not to come again
+            self.rewind = random_state(self.optimizer.device)
+        found = losses_of(self.losses, self.size)[0]
         if all(active):
             found.mean().backward()
         elif inputs := [p for p, on in zip(members, active, strict=True) if on and p.requires_grad]:
