@@ -120,6 +120,13 @@ def implement(name: str, backend: str, devices: Sequence[str], dtypes: Sequence[
     return attach
 
 
+def require_backend(op: Op, backend: str | None, like: Tensor) -> None:
+    """Raise where ``call`` would find nobody to run ``op`` on such a tensor; for functions that have something to lose before it."""
+    device = like.device.type
+    if device != "meta" and not torch.compiler.is_compiling():
+        op.named(backend if backend is not None else op.chosen(device, like.dtype), device, like.dtype)
+
+
 def call(op: Op, backend: str | None, *arguments: Any) -> Any:
     """Run ``op`` through the torch dispatcher, on ``backend`` where it is given."""
     if backend is not None:

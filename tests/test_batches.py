@@ -175,6 +175,79 @@ def test_a_shard_that_is_not_finite_skips_the_step() -> None:
             assert not any(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
 
 
+def test_gradients_in_memory_that_is_used_again() -> None:
+    """As views of the buckets of DistributedDataParallel are: the next backward writes them."""
+    net, twin = problems.model(), problems.model()
+    shared = [torch.zeros_like(p) for p in net.parameters()]
+
+    def losses(index: Tensor | None = None) -> Tensor:
+        optimizer.zero_grad()  # a habit from closures: takes nothing from the sums
+        found = losses_of(net, 0)(index)
+        for p, memory in zip(net.parameters(), shared, strict=True):
+            p.grad = memory.zero_()
+        return found
+
+    optimizer = make(MicroBatchSAM, net, {}, shards=3)
+    optimizer.step(losses, batch_size=B)
+    batch_loops.micro_batch(Loop(twin), 1, (4, 4, 4))
+    check("shared memory", net, twin)
+
+
+def test_halves_add_up_in_fp32() -> None:
+    net = nn.Linear(4, 2, bias=False).bfloat16()
+    optimizer = MicroBatchSAM(net.parameters(), torch.optim.SGD, rho=0.0, lr=0.1, shard_size=1)
+    optimizer.step(lambda index=None: net(torch.ones(1024 if index is None else len(index), 4).bfloat16()).sum(1).float(), batch_size=1024)
+    assert (net.weight.grad == 1).all()  # halves stop adding where the sum is 256 times a term
+
+
+class Experts(nn.Module):
+    """Two layers of which a sample sees one."""
+
+    def __init__(self, *dtypes: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(5, 3).to(dtype) for dtype in dtypes)
+
+    def losses(self, x: Tensor, y: Tensor, sees: list[int], index: Tensor | None = None) -> Tensor:
+        found = []
+        for i in range(len(y)) if index is None else index.tolist():
+            layer = self.layers[sees[i]]
+            found.append(F.cross_entropy(layer(x[i : i + 1].to(layer.weight.dtype)), y[i : i + 1]).double())
+        return torch.stack(found)
+
+
+@pytest.mark.parametrize("descent", [rules.Plain(), rules.Stable(), MIX], ids=["plain", "stable", "mix"])
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float64, torch.float32)], ids=["one", "two"])
+def test_the_order_of_shards_does_not_matter(dtypes: tuple[torch.dtype, ...], descent: rules.Descent) -> None:
+    """Where each sees other parameters, in one bucket or in two, and one of them none that is trained."""
+    x, y, sees = (
+        torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double(),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        [0, 0, 1, 1, 0, 0],
+    )
+    for frozen in (False, True):
+        nets = []
+        for order in ([0, 1, 2, 3, 4, 5], [2, 3, 0, 1, 4, 5], [0, 1, 4, 5, 2, 3]):
+            net = Experts(*dtypes)
+            params = list(net.layers[0].parameters() if frozen else net.parameters())
+            optimizer = MicroBatchSAM(params, torch.optim.SGD, rho=RHO, lr=0.1, shards=3, descent=descent)
+            back = torch.tensor(order)
+            optimizer.step(lambda i=None, net=net, back=back: net.losses(x, y, sees, back if i is None else back[i]), batch_size=6)
+            nets.append(net)
+        for net in nets[1:]:
+            for p, w in zip(net.parameters(), nets[0].parameters(), strict=True):
+                torch.testing.assert_close(p, w, rtol=1e-6, atol=1e-9)
+        bad = x.clone()
+        bad[0, 0] = float("nan")
+        net = Experts(*dtypes)
+        clean = problems.weights(net)
+        params = list(net.layers[0].parameters() if frozen else net.parameters())
+        optimizer = MicroBatchSAM(params, torch.optim.SGD, rho=RHO, lr=0.1, shards=3, descent=descent)
+        back = torch.tensor([0, 1, 4, 5, 2, 3])
+        optimizer.step(lambda i=None, net=net, back=back, bad=bad: net.losses(bad, y, sees, back if i is None else back[i]), batch_size=6)
+        assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+
+
 def test_a_norm_that_overflows_in_one_shard_skips_the_step() -> None:
     """Of the ascent, weighted by |w| + eta: the gradient itself is finite, and that of the last shard is 0."""
     net = nn.Linear(4, 3, bias=False).double()
@@ -215,15 +288,86 @@ def test_efficient_with_everything_is_sam(case: str) -> None:
     check(case, net, sam(options))
 
 
-def test_efficient_without_any_tensor_is_the_base() -> None:
+def test_efficient_moves_one_tensor_at_least() -> None:
+    torch.manual_seed(0)
+    rule = rules.Efficient(beta=1e-9)
+    drawn = torch.tensor([rule.active(6, first_step=False) for _ in range(200)])
+    assert (drawn.sum(1) == 1).all() and drawn.any(0).all() and rule.active(6, first_step=True) == [True] * 6
+    assert rules.Efficient(beta=1.0).active(6, first_step=False) == [True] * 6
+
+
+def test_efficient_draws_its_tensors_on_the_host() -> None:
+    """Whatever torch's default dtype and device are."""
+    torch.manual_seed(0)
+    want = rules.Efficient().active(9, first_step=False)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert rules.Efficient().active(9, first_step=False) == want
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["esam", "ausam", "micro", "drawn"])
+def test_maximize_is_the_same_of_minus_the_loss(kind: str) -> None:
+    nets = []
+    for sign in (1.0, -1.0):
+        torch.manual_seed(3)
+        nets.append(problems.model())
+        optimizer = make(KINDS[kind][0], nets[-1], KINDS[kind][1], maximize=sign < 0)
+        for step in range(6):
+            losses = losses_of(nets[-1], step)
+            given = {"sample_ids": ids_in(12)} if kind == "ausam" else {}
+            optimizer.step(lambda index=None, losses=losses, sign=sign: sign * losses(index), batch_size=B, **given)
+    check(kind, *nets)
+
+
+def test_a_reentrant_checkpoint_hides_its_weights() -> None:
+    net = problems.model()
+
+    def losses(index: Tensor | None = None) -> Tensor:
+        x, y = problems.batch(0, net)
+        x = (x if index is None else x[index]).requires_grad_()
+        z = torch.utils.checkpoint.checkpoint(net[:3], x, use_reentrant=True)
+        return F.cross_entropy(net[3:](z), y if index is None else y[index], reduction="none")
+
+    twin = copy.deepcopy(net)
+    make(ESAM, net, {}, beta=1.0, gamma=1.0).step(losses, batch_size=B)
+    make(ESAM, twin, {}, beta=1.0, gamma=1.0).step(losses_of(twin, 0), batch_size=B)
+    check("all tensors", net, twin)
+    optimizer = make(ESAM, net, {}, beta=0.5)
+    optimizer.step(losses, batch_size=B)
+    clean = problems.weights(net)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        for _ in range(8):  # until a tensor is left out
+            clean = problems.weights(net)
+            optimizer.step(losses, batch_size=B)
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+
+
+def test_efficient_without_a_radius_is_the_base() -> None:
     net, twin = problems.model(), problems.model()
-    optimizer = make(ESAM, net, {}, beta=1e-9, gamma=1.0)
-    optimizer.batch_state["active"].fill_(False)
-    train(optimizer, net)
+    train(make(ESAM, net, {}, rho=0.0), net)
     loop = Loop(twin)
     for step in range(STEPS):
         loop.update([None] * 6, loop.gradients(loop.losses(step).mean()))
     check("sgd", net, twin)
+
+
+@pytest.mark.parametrize("bad", [0, 11])
+def test_a_bad_sample_is_not_hidden(bad: int) -> None:
+    """By a draw that passes it over, or by tensors that take no part."""
+    for kind, options in ((ReweightedSAM, {"lam": 1.0, "estimator": "finite_difference", "draw": 4}), (ESAM, {"beta": 1e-9})):
+        net = problems.model()
+        optimizer = make(kind, net, options)
+        train(optimizer, net, 2)
+        clean = problems.weights(net)
+        x, y = problems.batch(0, net)
+        x[bad, 0, 0, 0] = float("nan")
+        optimizer.step(lambda i=None, x=x, y=y, net=net: F.cross_entropy(net(x if i is None else x[i]), y if i is None else y[i],
+                                                                         reduction="none"), batch_size=B)  # fmt: skip
+        assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True)), kind.__name__
 
 
 @pytest.mark.parametrize(("change", "count", "inclusive", "want"), [
@@ -242,10 +386,10 @@ def test_who_is_selected(change: list[float], count: int, inclusive: bool, want:
     assert all(w == want[None] for i, w in found.items() if i not in named)
 
 
-def test_unused_weight_gradients_are_not_computed() -> None:
+def test_unused_weight_gradients_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     net = problems.model()
     optimizer = make(ESAM, net, {}, beta=0.5, gamma=1.0)
-    optimizer.batch_state["active"] = torch.tensor([False, False, True, False, False, True])
+    monkeypatch.setattr(rules.Efficient, "active", lambda *_, **__: [False, False, True, False, False, True])
     seen = []
     for k, p in enumerate(net.parameters()):
         p.register_hook(lambda grad, k=k: seen.append(k))
@@ -311,6 +455,21 @@ def test_a_skipped_step_leaves_no_trace_in_the_table() -> None:
     x[:] = float("inf")
     optimizer.step(lambda index=None: F.cross_entropy(net(x[index]), y[index], reduction="none"), batch_size=B, sample_ids=ids_of(0))
     assert all(torch.equal(before[key], optimizer.batch_state[key]) for key in ("sum", "count"))
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"descent": rules.Stable()}])
+def test_a_second_gradient_that_skips_the_step_leaves_no_trace(options: dict[str, Any]) -> None:
+    net = problems.model()
+    optimizer = make(AUSAM, net, options, num_samples=N)
+    train(optimizer, net, 4)
+    before, clean, calls = copy.deepcopy(optimizer.batch_state), problems.weights(net), iter(range(9))
+    hook = net[0].bias.register_hook(lambda grad: grad * float("inf") if next(calls) == 1 else grad)
+    train(optimizer, net, 1, 4)
+    hook.remove()
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+    assert all(torch.equal(before[key], optimizer.batch_state[key]) for key in ("sum", "count"))
+    train(optimizer, net, 1, 4)
+    assert not torch.equal(before["sum"], optimizer.batch_state["sum"])
 
 
 # ---- Reweighted SAM with a draw
@@ -450,6 +609,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other_data": (lambda s: {**s, "sum": torch.ones(3)}, r"sum of the batch rule is \(3,\) .*expected .*\(12,\)"),
     "incomplete": (lambda s: {"rule": "Sampled", "sum": s["sum"]}, "delete its 'batch' entry"),
     "negative": (lambda s: {**s, "seen": -1}, "seen of the batch rule is -1"),
+    "nan": (lambda s: {**s, "sum": torch.full((12,), float("nan"))}, "sum of the batch rule holds numbers .* not finite"),
     "no_dict": (lambda s: [1], "batch rule 'list'"),
 }
 
@@ -476,7 +636,8 @@ OPTIONS: dict[str, tuple[type[SAM], dict[str, Any], str]] = {
     "gamma_-1": (ESAM, {"gamma": -1}, "gamma is -1"),
     "alpha_0": (AUSAM, {"num_samples": N, "alpha": 0.0}, "alpha is 0.0"),
     "alpha_1.5": (AUSAM, {"num_samples": N, "alpha": 1.5}, "alpha is 1.5"),
-    "s_min_0": (AUSAM, {"num_samples": N, "s_min": 0.0}, "expected 0 < s_min <= s_max"),
+    "s_min_0": (AUSAM, {"num_samples": N, "s_min": 0.0}, "s_min is 0.0 and s_max is 0.5"),
+    "s_far": (AUSAM, {"num_samples": N, "s_min": 1e-9}, "not more than 1e"),
     "s_order": (AUSAM, {"num_samples": N, "s_min": 0.6}, "s_min is 0.6 and s_max is 0.5"),
     "ramp": (AUSAM, {"num_samples": N, "ramp": -1}, "ramp is -1"),
     "num_samples": (AUSAM, {"num_samples": 0}, "num_samples is 0"),
@@ -504,9 +665,7 @@ STEPS_REFUSED: dict[str, tuple[type[SAM], dict[str, Any], Callable[[nn.Module], 
     "esam_ignores": (ESAM, {}, ignoring, {}, ValueError, r"losses\(index\) with 5 positions returned shape \(12,\).*ignores index"),
     "drawn_ignores": (ReweightedSAM, {"lam": 1.0, "estimator": "finite_difference", "draw": 3}, ignoring, {}, ValueError, "ignores index"),
     "no_index": (ESAM, {}, lambda n: lambda: losses_of(n, 0)(), {}, TypeError, "takes no index"),
-    "gamma_small": (ESAM, {"gamma": 0.15}, lambda n: losses_of(n, 0), {}, ValueError, "selects int.*= 0 samples.*inclusive=True"),
     "size": (MicroBatchSAM, {"shards": 2}, lambda n: losses_of(n, 0), {"batch_size": True}, ValueError, "batch_size is True"),
-    "alpha_low": (AUSAM, {"num_samples": N, "alpha": 0.05}, lambda n: losses_of(n, 0), {"sample_ids": IDS}, ValueError, "draws no sample"),
     "no_ids": (AUSAM, {"num_samples": N}, lambda n: losses_of(n, 0), {}, TypeError, "sample_ids is NoneType; expected int64"),
     "ids_shape": (AUSAM, {"num_samples": N}, lambda n: losses_of(n, 0), {"sample_ids": IDS[:5]}, ValueError, r"sample_ids is \(5,\)"),
     "ids_dtype": (AUSAM, {"num_samples": N}, lambda n: losses_of(n, 0), {"sample_ids": IDS.float()}, ValueError, "torch.float32"),

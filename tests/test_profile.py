@@ -237,8 +237,8 @@ CALLS: dict[str, dict[str, int]] = {
         **TWO_PASSES, "first pass/norms": 1, "first pass/norms/perturb": 1, "first pass/norms/forward": 1, "first pass/norms/restore": 1,
         "first pass/weights": 1,
     },
-    "m-sam": {name: 3 for name in TWO_PASSES} | {"average": 4, "restore": 2, "descend": 1, "other": 1},
-    "esam": {**TWO_PASSES, "second pass/select": 1, "second pass/select/forward": 1, "draw": 1},
+    "m-sam": {name: 3 for name in TWO_PASSES} | {"average": 7, "restore": 2, "descend": 1, "other": 1},
+    "esam": {**TWO_PASSES, "second pass/select": 1, "second pass/select/forward": 1, "first pass/draw": 1},
     "ausam": {**TWO_PASSES, "first pass/weights": 1, "first pass/draw": 1, "table": 1},
 }  # fmt: skip
 CHANGED: dict[str, dict[str, Any]] = {"m-sam": {"shards": 3}}
@@ -256,7 +256,6 @@ def test_every_method_is_tested() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", METHODS)
 def test_phases_of_every_method(method: str, device: str) -> None:
-    torch.manual_seed(1)  # ESAM draws tensors; with this seed not none of them
     step, found = training(method, device), Recorder(device)
     for _ in range(3):
         with found.step():

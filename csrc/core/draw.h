@@ -21,20 +21,21 @@ struct DrawArgs {
   int64_t n, k;
 };
 
-// What a weight is, from its bits: as integers, positive finite numbers are in their order, and everything else is outside.
+// What a weight is, from its bits: as integers, positive numbers are in their order. Usable are those from the smallest normal number to the
+// largest; smaller ones count as 0, whatever the processor does with them.
 template <class A>
 struct WeightBits;
 template <>
 struct WeightBits<float> {
   using Int = int32_t;
   static constexpr int kStored = 23;
-  static constexpr Int kOne = 0x3f800000, kInfinity = 0x7f800000;
+  static constexpr Int kNormal = 0x00800000, kOne = 0x3f800000, kInfinity = 0x7f800000;
 };
 template <>
 struct WeightBits<double> {
   using Int = int64_t;
   static constexpr int kStored = 52;
-  static constexpr Int kOne = 0x3ff0000000000000, kInfinity = 0x7ff0000000000000;
+  static constexpr Int kNormal = 0x0010000000000000, kOne = 0x3ff0000000000000, kInfinity = 0x7ff0000000000000;
 };
 
 // Weights as integers, q = floor(w 2^s), such that the largest has 63 - L bits, n <= 2^L, and all of them add up to less than 2^63.
@@ -46,19 +47,15 @@ struct FixedPoint {
   double lift, scale;  // 2^s; fp32 needs no lift
   bool uniform;        // no weight is usable: all count as 1
 
-  static SAMK_HD bool usable(Int bits) { return bits > 0 && bits < Bits::kInfinity; }
+  static SAMK_HD bool usable(Int bits) { return bits >= Bits::kNormal && bits < Bits::kInfinity; }
   static SAMK_HD double power(int exponent) { return bit_cast<double>(uint64_t(1023 + exponent) << 52); }
 
   // `largest`: the bits of the largest usable weight, or 0.
   static SAMK_HD FixedPoint make(int64_t n, Int largest) {
     int length = 0;
     while (n > 1 && (n - 1) >> length) ++length;
-    double top = double(bit_cast<A>(largest ? largest : Bits::kOne));
-    const int raised = top < 0x1p-900 ? 100 : 0;  // out of the numbers that have zeros in front, where a long list has few bits
-    top *= power(raised);
-    // of the largest, except that fp32 counts the zeros in front of its smallest numbers
-    const int exponent = int(bit_cast<int64_t>(top) >> 52) - 1023, least = 1 - int(Bits::kOne >> Bits::kStored);
-    const int s = 62 - length - (exponent > least ? exponent : least) + raised, half = sizeof(A) == 8 ? s / 2 : 0;
+    const int exponent = int(((largest ? largest : Bits::kOne) >> Bits::kStored) - (Bits::kOne >> Bits::kStored));
+    const int s = 62 - length - exponent, half = sizeof(A) == 8 ? s / 2 : 0;
     return {power(half), power(s - half), largest == 0};
   }
   SAMK_HD int64_t operator()(A weight) const {

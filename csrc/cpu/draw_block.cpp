@@ -8,13 +8,13 @@ template <class A>
 SAMK_INLINE void survey(const A* weights, int64_t n, WeightFacts<A>& facts) {
   using Int = typename WeightBits<A>::Int;
   using Unsigned = std::make_unsigned_t<Int>;
-  constexpr Unsigned kInfinity = Unsigned(WeightBits<A>::kInfinity), kMagnitude = Unsigned(~Unsigned(0)) >> 1;
+  constexpr Unsigned kMagnitude = Unsigned(~Unsigned(0)) >> 1;
   Int largest = facts.largest;
   Unsigned refused = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const Int bits = bit_cast<Int>(weights[i]), finite = bits & -Int(bits < WeightBits<A>::kInfinity);
-    largest = finite > largest ? finite : largest;  // never a negative one
-    refused |= Unsigned(bits) >= kInfinity ? Unsigned(bits) & kMagnitude : 0;
+    const Int bits = bit_cast<Int>(weights[i]), usable = bits & -Int(FixedPoint<A>::usable(bits));
+    largest = usable > largest ? usable : largest;
+    refused |= Unsigned(usable == 0) & Unsigned((Unsigned(bits) & kMagnitude) >= Unsigned(WeightBits<A>::kNormal));
   }
   facts.largest = largest;
   facts.refused = facts.refused || refused != 0;

@@ -69,7 +69,7 @@ Points scatter(const Draw<T>& draw) {
 // Cumulative sums of the samples of one chunk, from `low` on.
 struct Index {
   static constexpr int64_t kTogether = 8;  // sums that a search looks at before it asks whether it is done: twice what it mostly needs
-  int64_t low = 0;
+  int64_t low = 0, last = 0;
   int shift = 0;
   std::unique_ptr<int64_t[]> sums{new int64_t[kCpuChunk + kTogether]};           // of the samples up to and with one, less `low`
   std::unique_ptr<int32_t[]> first{new int32_t[kCpuChunk / kSamplesPerPart + 1]};  // sample on which a part begins
@@ -79,14 +79,17 @@ struct Index {
     low = draw.before[size_t(chunk)];
     const int64_t total = draw.before[size_t(chunk) + 1] - low;
     shift = shift_to(total, 1 + size / kSamplesPerPart);
+    last = size - 1;
+    const int64_t parts = ((total - 1) >> shift) + 1;
     int64_t sum = 0, part = 0;
     for_each_block(size, kBlock, [&](int64_t i, int64_t n) {
       draw.integers(begin + i, n, &sums[size_t(i)]);
       for (int64_t j = i; j < i + n; ++j) {
         sums[size_t(j)] = sum += sums[size_t(j)];
-        for (; part <= (sum - 1) >> shift; ++part) first[size_t(part)] = int32_t(j);
+        for (; part < parts && part <= (sum - 1) >> shift; ++part) first[size_t(part)] = int32_t(j);
       }
     });
+    std::fill_n(&first[size_t(part)], parts - part, int32_t(last));  // none, unless somebody writes the weights meanwhile
     std::fill_n(&sums[size_t(size)], kTogether, INT64_MAX);
   }
   // The first sample whose sum is above the point.
@@ -97,7 +100,7 @@ struct Index {
       passed = 0;
       for (int64_t j = 0; j < kTogether; ++j) passed += sums[size_t(sample + j)] <= point;
     }
-    return sample;
+    return sample < last ? sample : last;
   }
 };
 

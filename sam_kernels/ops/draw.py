@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..registry import call, declare
-from .draw_checks import check, guard, state_of
+from ..registry import call, declare, require_backend
+from .draw_checks import check, check_generator, guard
 from .draw_reference import reference
 from .lists import accumulator
 
@@ -59,18 +59,19 @@ def draw(
 
     Args:
         weights: ``[n]``, any floating dtype, n < 2^31; they need not sum to 1. A weight that is zero, negative, infinite or NaN is never
-            drawn, nor one below n / 2^62 of the largest. Where none is left, all count the same.
-        k: how many, an int >= 0. ``top_k`` draws fewer where fewer have a weight.
-        generator: ``None`` is torch's own generator of the device. Or an int64 tensor ``[2]`` beside the weights, (seed, offset): it is
-            read there, and one is added to the offset, so that replays of a captured graph draw anew. Equal tensors draw equal
-            samples on CPU and GPU.
+            drawn, nor one below the smallest normal number, nor below 2^-62 n of the largest: to that they are rounded, n up to a power
+            of two. Where none is left, all count the same. They must not change meanwhile, in another thread.
+        k: how many, 0 <= k < 2^31. ``top_k`` draws fewer where fewer have a weight; ``multinomial`` takes 8 k bytes of memory.
+        generator: a ``torch.Generator`` of the device, by default torch's own. Or an int64 tensor ``[2]`` beside the weights, (seed,
+            offset): it is read there, and one is added to the offset, of which 32 bits count, so that replays of a captured graph draw
+            anew. Equal tensors draw equal samples on CPU and GPU.
         indices: also return positions. Not for ``bernoulli``, whose number of samples only the device knows.
         backend: ``"reference"``, ``"cpp"`` or ``"triton"``; by default the preferred one that is available.
 
     Returns:
         ``Draw(counts, inclusion, flag, indices)``: int32 ``[n]``; fp32 (fp64 for fp64 weights) ``[n]``, 0 where nothing was drawn, such
-        that ``(inclusion * x).sum()`` is ``x.sum()`` over the samples with a weight, on average; int32: 0 all weights are usable, 1 some
-        are negative or not finite, 2 none is positive; and ``None``, or int64 ``[k]`` positions in ascending order (``top_k``:
+        that ``(inclusion * x).sum()`` is ``x.sum()`` over the samples with a weight, on average; int32: 0 in order, 1 some weights are
+        negative or not finite, 2 none is positive and finite; and ``None``, or int64 ``[k]`` positions in ascending order (``top_k``:
         ``[min(k, n)]``), where a missing one is n, which nothing accepts as an index. Constants for autograd.
 
     Raises:
@@ -81,12 +82,20 @@ def draw(
         tensor([1, 1, 1, 1])
     """
     check(weights, k, scheme, indices)
-    state = state_of(generator, weights.device)
-    found = Draw(*call(OP, backend, weights.detach().contiguous(), k, scheme, state))
+    check_generator(generator, weights.device)
+    require_backend(OP, backend, weights)  # before anything is taken from the generator
+    weights = weights.detach().contiguous()
+    state = generator if isinstance(generator, Tensor) else torch.randint(2**62, (2,), generator=generator, device=weights.device)
+    found = Draw(*call(OP, backend, weights, k, scheme, state))
+    if indices:
+        found = found._replace(indices=_positions(found.counts, k, scheme))
     if isinstance(generator, Tensor):
         generator[1:].add_(1)
-    return found._replace(indices=_positions(found.counts, k if scheme != "top_k" else min(k, len(weights)))) if indices else found
+    return found
 
 
-def _positions(counts: Tensor, k: int) -> Tensor:
-    return torch.searchsorted(counts.cumsum(0), torch.arange(k, device=counts.device), right=True)
+def _positions(counts: Tensor, k: int, scheme: str) -> Tensor:
+    """Shapes are known, so that nobody waits for the counts; only ``top_k`` may miss some."""
+    if scheme != "top_k":
+        return torch.repeat_interleave(counts.long(), output_size=k)
+    return torch.searchsorted(counts.cumsum(0), torch.arange(min(k, len(counts)), device=counts.device), right=True)

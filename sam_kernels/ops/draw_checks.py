@@ -30,9 +30,11 @@ def check(weights: Tensor, k: int, scheme: str, indices: bool) -> None:
         raise TypeError(f"weights is {type(weights).__name__}; expected a torch.Tensor")
     if not weights.is_floating_point():
         raise TypeError(f"weights are {weights.dtype}; expected a floating-point tensor")
+    if weights.layout != torch.strided:
+        raise TypeError(f"weights are {weights.layout}; expected a dense tensor: call .to_dense()")
     if weights.dim() != 1 or len(weights) >= LIMIT:
         raise ValueError(f"weights have shape {tuple(weights.shape)}; expected one weight per sample, [n], n < 2^31")
-    if not isinstance(k, int) or isinstance(k, bool):
+    if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k is {k!r}; expected an int, the number of samples to draw")
     if not 0 <= k < LIMIT or (k and not len(weights)):
         raise ValueError(f"k is {k} for {len(weights)} weights; expected 0 <= k < 2^31, and 0 where there is nothing to draw from")
@@ -42,17 +44,14 @@ def check(weights: Tensor, k: int, scheme: str, indices: bool) -> None:
         raise ValueError("indices with scheme 'bernoulli', whose number of samples only the device knows; use counts, or counts.nonzero()")
 
 
-def state_of(generator: torch.Generator | Tensor | None, device: torch.device) -> Tensor:
-    """(seed, offset) in memory of the device."""
+def check_generator(generator: torch.Generator | Tensor | None, device: torch.device) -> None:
     if isinstance(generator, Tensor):
         if generator.shape != (2,) or generator.dtype != torch.int64 or generator.device != device or not generator.is_contiguous():
             raise ValueError(
                 f"generator is a tensor {tuple(generator.shape)} of {generator.dtype} on {generator.device}; expected (seed, offset): "
                 f"contiguous int64 [2] on {device}"
             )
-        return generator
-    if generator is not None and not isinstance(generator, torch.Generator):
+    elif generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator is {type(generator).__name__}; expected a torch.Generator, an int64 tensor [2], or None")
-    if generator is not None and generator.device.type != device.type:
+    elif generator is not None and generator.device.type != device.type:
         raise ValueError(f"generator is on {generator.device} but weights are on {device}; expected torch.Generator({device.type!r})")
-    return torch.randint(2**62, (2,), generator=generator, device=device)

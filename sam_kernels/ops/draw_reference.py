@@ -42,17 +42,17 @@ def reference(weights: Tensor, k: int, scheme: str, state: Tensor) -> tuple[Tens
 def integers(weights: Tensor) -> tuple[Tensor, Tensor]:
     """(q, flag): q_i = floor(w_i 2^s) for the s with which the largest weight is in [2^(62 - L), 2^(63 - L)), n <= 2^L."""
     n, wide = len(weights), weights.to(accumulator(weights.dtype))
-    usable = torch.isfinite(wide) & (wide > 0)
-    flag = torch.where(usable.any() | (n == 0), (~usable & (wide != 0)).any().int(), 2).int()
+    double = wide.dtype == torch.float64
+    bits, stored, one = (wide.view(torch.int64), 52, 1023 << 52) if double else (wide.view(torch.int32).long(), 23, 127 << 23)
+    normal, infinite = 1 << stored, 2 * one + (1 << stored)  # as bits, which are in the order of positive numbers
+    usable = (bits >= normal) & (bits < infinite)
+    refused = ~usable & ((bits & ((1 << 63) - 1 if double else 0x7FFFFFFF)) >= normal)
+    flag = torch.where(usable.any() | (n == 0), refused.any().int(), 2).int()
     if not n:
-        return wide.long(), flag
-    wide = torch.where(usable.any(), torch.where(usable, wide, 0), 1)
-    if wide.dtype == torch.float64:  # a long list keeps fewer bits than the smallest numbers have zeros in front
-        wide = wide * torch.where(wide.amax() < 2.0**-900, 2.0**100, 1.0)
-    bits, stored = (wide.view(torch.int64), 52) if wide.dtype == torch.float64 else (wide.view(torch.int32).long(), 23)
-    exponent, mantissa = bits >> stored, bits & ((1 << stored) - 1)
-    mantissa = torch.where(exponent > 0, mantissa | 1 << stored, mantissa)
-    exponent = exponent.clamp(min=1)
+        return bits.long(), flag
+    bits = torch.where(usable.any(), torch.where(usable, bits, 0), one)
+    exponent = bits >> stored
+    mantissa = bits & (normal - 1) | torch.where(exponent > 0, normal, 0)
     shift = 62 - stored - (n - 1).bit_length() - (exponent.amax() - exponent)
     return mantissa << shift.clamp(min=0) >> (-shift).clamp(0, 63), flag
 
@@ -107,6 +107,6 @@ def arrived(x: Tensor) -> Tensor:
     r = x - n * _LN2_HIGH - n * _LN2_LOW
     p = torch.full_like(r, 1.0)
     for i in range(14, 1, -1):
-        p = 1 - r / i * p
+        p = 1 - r / torch.full_like(r, i) * p  # by a number, a GPU would multiply with its rounded inverse
     scale = (1023 - n.long() << 52).view(torch.float64)
     return (1 - scale) + scale * (r * p)

@@ -53,6 +53,15 @@ def scaled_update(optimizer: Any, update: Update, selection: Selection) -> Updat
     return replace(update, found_inf=found_inf, scaled=True)
 
 
+def refuse_scaler(optimizer: Any) -> None:
+    """A step that calls backward itself knows of no scale."""
+    if any(optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")):
+        raise RuntimeError(
+            "scaler.step() with the losses of samples, whose backward the optimizer calls itself, without a scale; call "
+            "optimizer.step(losses, batch_size=len(y)), with a forward in bf16 or fp32, which need no scale"
+        )
+
+
 def _refuse(optimizer: Any, why: str) -> None:
     optimizer.restore()
     raise RuntimeError(f"{why}; the clean weights are restored: call first_step(scaler=scaler)")

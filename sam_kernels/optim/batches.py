@@ -93,11 +93,10 @@ class OfLosses(BatchRule):
         raise NotImplementedError
 
 
-def mean_backward(losses: Losses, size: int, index: Tensor | None = None, share: float = 1.0) -> Tensor:
-    """Add the gradient of the mean loss, times ``share``, of the samples at ``index`` to ``.grad``; return those losses, detached."""
+def mean_backward(losses: Losses, size: int, index: Tensor | None = None) -> Tensor:
+    """Add the gradient of the mean loss of the samples at ``index`` to ``.grad``; return those losses, detached."""
     found = losses_of(losses, size, index)[0]
-    mean = found.mean()
-    backward(mean if share == 1 else share * mean)
+    backward(found.mean())
     return found.detach()
 
 
@@ -139,7 +138,7 @@ def random_state(device: torch.device) -> Callable[[], None]:
 
 def _takes_index(function: Losses) -> bool:
     try:
-        inspect.signature(function).bind(index=None)
+        inspect.signature(function).bind(None)
         inspect.signature(function).bind()
     except TypeError:
         return False

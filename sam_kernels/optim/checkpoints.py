@@ -102,6 +102,8 @@ def _like(name: str, saved: Any, fresh: Any) -> Any:
         if not isinstance(saved, Tensor) or saved.shape != fresh.shape:
             shape = tuple(saved.shape) if isinstance(saved, Tensor) else type(saved).__name__
             raise ValueError(f"{name} is {shape} in the checkpoint; expected a tensor of shape {tuple(fresh.shape)}: it is of other data")
+        if not bool(((saved >= 0) & torch.isfinite(saved)).all()):
+            raise ValueError(f"{name} holds numbers in the checkpoint that are negative or not finite; delete {BATCH!r} to start afresh")
         return saved.detach().to(fresh.device, fresh.dtype, copy=True)
     if not isinstance(saved, int) or saved < 0:
         raise ValueError(f"{name} is {saved!r} in the checkpoint; expected an int >= 0")

@@ -27,7 +27,7 @@ ALL = 0.99  # from this gamma on the authors select nothing
 
 @dataclass(frozen=True)
 class Efficient(OfLosses):
-    """The batch rule of ESAM; options as in ``optim.ESAM``. State: ``active`` ``[tensors]``, who takes part in the next ascent."""
+    """The batch rule of ESAM; options as in ``optim.ESAM``. State: ``steps`` taken, since the first one moves all tensors."""
 
     beta: float = 0.6
     gamma: float = 0.5
@@ -49,27 +49,31 @@ class Efficient(OfLosses):
             )
 
     def new_state(self, optimizer: SAM) -> dict[str, Any]:
-        return {"active": torch.ones(len(optimizer.members()), dtype=torch.bool)}
+        return {"steps": 0}
 
     def turns_of(self, optimizer: SAM, losses: Losses, size: int, ids: Tensor | None) -> Sequence[Turn]:
-        step = _Step(self, optimizer, losses, size, self.selected(size))
+        self.check(optimizer)
+        moves = any(isinstance(group["rho"], Tensor) or group["rho"] for group in optimizer.param_groups)
+        step = _Step(self, optimizer, losses, size, self.selected(size) if moves else size)  # where nothing moves, no loss has grown
         return (Turn(step.first, step.second, done=step.done),)
 
     def selected(self, size: int) -> int:
-        """How many samples the second pass looks at, ties apart."""
+        """How many samples the second pass looks at, ties apart; at least one."""
         if self.gamma >= ALL:
             return size
-        count = max(1, ceil(self.gamma * size)) if self.inclusive else int(self.gamma * size) - 1
-        if count < 1:
-            raise ValueError(
-                f"gamma is {self.gamma} for batch_size {size}, which selects int(gamma batch_size) - 1 = {count} samples; expected at "
-                "least one: raise gamma, or pass inclusive=True for ceil(gamma batch_size)"
-            )
-        return count
+        return max(1, ceil(self.gamma * size - 1e-9) if self.inclusive else int(self.gamma * size) - 1)  # 1e-9: 0.07 * 100 is above 7
+
+    @spanned("draw")
+    def active(self, tensors: int, first_step: bool) -> list[bool]:
+        """Who takes part in the ascent: every tensor with probability beta, at least one; all in the first step."""
+        if self.beta == 1 or first_step:
+            return [True] * tensors
+        coins = torch.rand(tensors, dtype=torch.float32, device="cpu")  # on the host: what is left out is not computed
+        return ((coins < self.beta) | (coins == coins.min())).tolist()
 
     def select(self, change: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Positions of the ``count`` samples whose loss grew most, and their weights, which sum to 1: equal, and 0 for those that tie with
-        the first that is left out unless ``inclusive``; where all tie, none is left out. Fixed shapes."""
+        the first that is left out unless ``inclusive``, or unless all of them do. Fixed shapes."""
         values, index = change.topk(min(count + 1, len(change)))
         above = torch.ones_like(values[:count], dtype=torch.bool) if self.inclusive else values[:count] > values[-1]
         above = above | ~above.any()
@@ -87,12 +91,15 @@ class _Step:
     rewind: Callable[[], None] | None = None
 
     def first(self) -> Tensor:
-        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both forwards
+        members = self.optimizer.members()
+        active = self.rule.active(len(members), self.optimizer.batch_state["steps"] == 0)
+        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both, coins are not to come again
             self.rewind = random_state(self.optimizer.device)
         found = losses_of(self.losses, self.size)[0]
-        members, active = self.optimizer.members(), self.optimizer.batch_state["active"].tolist()  # on the host, where work is left out
-        active += [True] * (len(members) - len(active))  # of groups that were added
-        if inputs := [p for p, on in zip(members, active, strict=False) if on and p.requires_grad]:
+        if all(active):
+            backward(found.mean())
+        elif inputs := [p for p, on in zip(members, active, strict=True) if on and p.requires_grad]:
+            refuse_reentrant(found)
             backward(found.mean(), inputs)
         self.clean = found.detach()
         return self.clean.mean()
@@ -105,11 +112,23 @@ class _Step:
         self.rewind()
         with span("select"), torch.no_grad():
             change = losses_of(self.losses, self.size)[0] - self.clean
-            index, weights = self.rule.select(change, self.count)
+            maximized = all(group.get("maximize", False) for group in self.optimizer.param_groups)  # the ascent is then one down
+            index, weights = self.rule.select(-change if maximized else change, self.count)
         self.optimizer.sample_indices = index
         backward((weights * losses_of(self.losses, self.size, index)[0]).sum())
 
-    @spanned("draw")
     def done(self) -> None:
-        if self.rule.beta < 1:
-            self.optimizer.batch_state["active"] = torch.rand(len(self.optimizer.members())) < self.rule.beta
+        self.optimizer.batch_state["steps"] += 1
+
+
+def refuse_reentrant(losses: Tensor) -> None:
+    """A reentrant checkpoint hides its weights from a backward that is asked for some of them, and says nothing."""
+    waiting, seen = [losses.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError("beta < 1 with a reentrant checkpoint, which hides its weights; pass use_reentrant=False to checkpoint()")
+        waiting += [following for following, _ in node.next_functions]

@@ -44,6 +44,6 @@ class MicroBatch(OfLosses):
         parts = positions.split(self.shard_size) if self.shard_size is not None else positions.tensor_split(self.shards or 1)
 
         def turn(index: Tensor | None, share: float) -> Turn:
-            return Turn(lambda: mean_backward(losses, size, index).mean(), lambda: mean_backward(losses, size, index, share), share)
+            return Turn(lambda: mean_backward(losses, size, index).mean(), lambda: mean_backward(losses, size, index), share)
 
         return [turn(part, len(part) / size) for part in parts] if len(parts) > 1 else [turn(None, 1.0)]

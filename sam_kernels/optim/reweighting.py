@@ -155,7 +155,7 @@ class Reweighted(OfLosses):
         with span("draw"):
             drawn = draw(gibbs.weights, self.draw, indices=True, backend=optimizer.backend)
         optimizer.sample_indices = drawn.indices
-        once = 1 / self.draw + 0 * gibbs.weights  # NaN where lam is, of which a draw would know nothing
+        once = 1 / self.draw + 0 * (gibbs.weights + norms.sum())  # NaN where lam or a norm is not finite, which a draw would hide
         return drawn.counts * once if self.estimator == "exact" else once
 
 

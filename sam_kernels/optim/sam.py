@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo as eager  # as torch.optim does: options are data, not constants of a graph
 
 from ..batchnorm import frozen_batchnorm
+from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.gibbs_weights import Gibbs
 from ..spans import span, spanned
 from . import amp, engine
@@ -104,7 +105,8 @@ class SAM(SharedState):
         self.descent, self.schedule = _rule("descent", descent, Descent, Plain), _rule("schedule", schedule, EveryStep)
         self.model, self.backend = model, backend
         self.batch.check(self)
-        self.batch_state = self.batch.new_state(self)
+        with torch.inference_mode(False):  # it outlives the mode
+            self.batch_state = self.batch.new_state(self)
         self._fused = fused_name(self.base_optimizer)
         if self._fused is None and any(self.descent.coefficients.flat[15:30]):
             raise ValueError(f"descent has a direct term, which a {type(self.base_optimizer).__name__} base has no place for; use SGD")
@@ -186,12 +188,14 @@ class SAM(SharedState):
         if closure is None:
             return self._finish()
         self._require_clean("step(closure)")
+        if not isinstance(self.batch, WholeBatch):
+            amp.refuse_scaler(self)
         turns = self.batch.turns(self, closure, Batch(batch_size, sample_ids))
         shards = Shards(self) if len(turns) > 1 else None
         try:
             losses = [self._turn(turn, shards, later=i > 0) for i, turn in enumerate(turns)]
-            if shards is not None:
-                shards.settle(self._get_buckets())
+            if shards is not None and shards.settle():
+                self._phase = "perturbed"
             self._descend()
         except BaseException:
             self.restore()
@@ -213,7 +217,7 @@ class SAM(SharedState):
         with span("second pass"), torch.enable_grad(), frozen_batchnorm(self.model):
             turn.second()
         if shards is not None:
-            shards.descended()
+            shards.descended(turn.share)
         return loss
 
     def _finish(self) -> None:
@@ -269,6 +273,14 @@ class SAM(SharedState):
         """Whether the step depends on the scale of the first gradient, so that a ``GradScaler`` has to be handed to ``first_step``,
         unless ``scaler.step`` itself takes the scale out of both."""
         return not self.normalize
+
+    def step_taken(self) -> Tensor:
+        """Whether the last update was one, on the device: norms that it depends on may have forbidden it."""
+        norms = self._norms
+        if norms is None:
+            return torch.ones((), dtype=torch.bool, device=self.device)
+        entries = entry_mask(["gg"]) | needed_entries(self.descent.coefficients, self.descent.match_norm, self.max_norm)
+        return torch.isfinite(torch.stack([norms.sq_norm[0], *(norms.gram[k] for k in range(6) if entries >> k & 1)])).all()
 
     def draw_noise(self) -> Tensor:
         """Seed and offset of random signs, from torch's generator of the device of the first parameter."""

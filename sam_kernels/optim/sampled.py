@@ -25,6 +25,8 @@ from .batches import Losses, OfLosses, Turn, mean_backward, random_state
 if TYPE_CHECKING:
     from .sam import SAM
 
+ODDS = 1e6  # beyond, fp32 tells a batch of the smallest from nothing
+
 
 @dataclass(frozen=True)
 class Sampled(OfLosses):
@@ -45,8 +47,11 @@ class Sampled(OfLosses):
         if not isinstance(self.alpha, int | float) or not 0 < self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha!r}; expected a number in (0, 1], the share of the samples in both passes")
         bounds = (self.s_min, self.s_max)
-        if not all(isinstance(s, int | float) and isfinite(s) for s in bounds) or not 0 < self.s_min <= self.s_max:
-            raise ValueError(f"s_min is {self.s_min!r} and s_max is {self.s_max!r}; expected 0 < s_min <= s_max, odds of being drawn")
+        if not all(isinstance(s, int | float) and isfinite(s) for s in bounds) or not 0 < self.s_min <= self.s_max <= ODDS * self.s_min:
+            raise ValueError(
+                f"s_min is {self.s_min!r} and s_max is {self.s_max!r}; expected odds of being drawn, 0 < s_min <= s_max, and not more "
+                f"than {ODDS:g} to one"
+            )
         if not _is_int(self.ramp) or self.ramp < 0:
             raise ValueError(f"ramp is {self.ramp!r}; expected an int >= 0, passes over the data until the odds differ by s_max / s_min")
 
@@ -60,9 +65,7 @@ class Sampled(OfLosses):
         return {"sum": total, "count": count, "seen": 0}
 
     def turns_of(self, optimizer: SAM, losses: Losses, size: int, ids: Tensor | None) -> Sequence[Turn]:
-        checked, count = self._checked(ids, size), int(self.alpha * size)
-        if count < 1:
-            raise ValueError(f"alpha is {self.alpha} for batch_size {size}, which draws no sample; expected alpha x batch_size >= 1")
+        checked, count = self._checked(ids, size), max(1, int(self.alpha * size))
         step = _Step(self, optimizer, losses, size, count, checked.to(optimizer.device, non_blocking=True))
         return (Turn(step.first, step.second, done=step.done),)
 
@@ -118,7 +121,8 @@ class _Step:
                 odds = self.rule.odds(state["sum"][self.ids] / state["count"][self.ids], self.epoch)
             with span("draw"):
                 self.optimizer.sample_indices = draw(odds, self.count, "top_k", indices=True, backend=self.optimizer.backend).indices
-        self.rewind = random_state(self.optimizer.device)  # losses will be subtracted: dropout is to drop the same in both passes
+        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both passes
+            self.rewind = random_state(self.optimizer.device)
         self.before = mean_backward(self.losses, self.size, self.optimizer.sample_indices)
         return self.before.mean()
 
@@ -130,10 +134,10 @@ class _Step:
     def done(self) -> None:
         """The table: a change is added, in the first pass over the data in the place of the one that every sample starts with. A step
         that was skipped and a loss that is not finite leave no trace."""
-        state, chosen, norm = self.optimizer.batch_state, self.optimizer.sample_indices, self.optimizer.grad_norm
+        state, chosen = self.optimizer.batch_state, self.optimizer.sample_indices
         assert self.before is not None and self.after is not None
         used, change = self.ids if chosen is None else self.ids[chosen], (self.after - self.before).abs().to(state["sum"])
-        counts = torch.isfinite(change) if norm is None else torch.isfinite(change) & torch.isfinite(norm).to(change.device)
+        counts = torch.isfinite(change) & self.optimizer.step_taken().to(change.device)
         if self.epoch == 0:
             state["sum"][used] = torch.where(counts, change, state["sum"][used])
         else:

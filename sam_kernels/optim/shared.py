@@ -75,7 +75,8 @@ class SharedState(Optimizer):
         state = {k: {n: v for n, v in s.items() if n not in _PEER_KEYS} for k, s in state_dict["state"].items()}
         members = self.members()
         check_state(members, groups, state, self._fused)
-        batch_state = checked_batch(state_dict.get(BATCH), type(self.batch).__name__, self.batch.new_state(cast("SAM", self)))
+        with torch.inference_mode(False):  # it outlives the mode
+            batch_state = checked_batch(state_dict.get(BATCH), type(self.batch).__name__, self.batch.new_state(cast("SAM", self)))
         super().load_state_dict({**state_dict, "state": {k: s for k, s in state.items() if s}, "param_groups": groups})
         keys = [key for group in saved for key in group["params"]]
         for p, key in zip(members, keys, strict=True):  # torch has rounded the state to the dtype of the parameter

@@ -15,16 +15,16 @@ from ...ops.draw_reference import _LN2_HIGH, _LN2_LOW, STREAM
 from .tile import widen
 
 ROOM = tl.constexpr(62 - 23)  # of an fp32 mantissa in 62 bits
-ONE, INFINITY = tl.constexpr(0x3F800000), tl.constexpr(0x7F800000)
+NORMAL, ONE, INFINITY = tl.constexpr(0x00800000), tl.constexpr(0x3F800000), tl.constexpr(0x7F800000)
 COUNTER = tl.constexpr(STREAM)
 LN2, PER_LN2, LN2_HIGH, LN2_LOW = (tl.constexpr(x) for x in (log(2), 1 / log(2), _LN2_HIGH, _LN2_LOW))
 
 
 @triton.jit
 def patterns(weights, index, count):
-    """(bits of the weights in fp32, which are usable): compared as integers, whatever the device does with subnormal numbers"""
+    """(bits of the weights in fp32, which are usable): compared as integers; subnormal ones count as 0"""
     u = widen(tl.load(weights + index, mask=index < count, other=0)).to(tl.int32, bitcast=True)
-    return u, (u > 0) & (u < INFINITY)
+    return u, (u >= NORMAL) & (u < INFINITY)
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def integers(lot, index):
     u = tl.where(none & (index < count), ONE, tl.where(usable, u, 0))
     exponent = u >> 23
     mantissa = (u & 0x7FFFFF | tl.where(exponent > 0, 0x800000, 0)).to(tl.int64)
-    shift = tl.maximum(exponent, 1) + base
+    shift = exponent + base
     return mantissa << tl.maximum(shift, 0).to(tl.int64) >> tl.minimum(tl.maximum(-shift, 0), 63).to(tl.int64)
 
 

@@ -8,7 +8,7 @@ of all programs before. Sums are of integers, so no order shows in them.
 import triton
 import triton.language as tl
 
-from .draw_formulas import arrived, expected_counts, exponential, integers, numbers, numbers_from, patterns, points_below, position
+from .draw_formulas import NORMAL, arrived, expected_counts, exponential, integers, numbers, numbers_from, patterns, points_below, position
 
 ALL_BITS, INFINITE = tl.constexpr(0x7FFFFFFFFFFFFFFF), tl.constexpr(0x7FF0000000000000)
 
@@ -19,8 +19,8 @@ def peak(weights, count, TILE: tl.constexpr):
     top, bad = tl.zeros([TILE], tl.int32), tl.zeros([TILE], tl.int32)
     for first in range(0, count, TILE):
         u, usable = patterns(weights, first + tl.arange(0, TILE), count)
-        top = tl.maximum(top, tl.where(usable, tl.maximum(u >> 23, 1), 0))
-        bad |= (~usable & (u & 0x7FFFFFFF != 0)).to(tl.int32)
+        top = tl.maximum(top, tl.where(usable, u >> 23, 0))
+        bad |= (~usable & ((u & 0x7FFFFFFF) >= NORMAL)).to(tl.int32)
     return tl.max(top), tl.max(bad)
 
 
