@@ -1,10 +1,13 @@
-"""``python -m sam_kernels profile MODEL``: where the time of a training step goes, phase by phase.
+"""Where the time of a training step goes, phase by phase: a table, and on request a figure, numbers and a trace.
 
     python -m sam_kernels profile cnn --method sam,rw-exact --plot step.png
     python -m sam_kernels profile my_module:make --method esam --json esam.json --trace esam-trace.json
 
 MODEL is ``mlp``, ``cnn`` or ``vit``, or ``module:function``, which returns ``(model, x, y)`` or ``(model, losses, batch_size)``: see
 ``profiling.subjects``. Methods are measured in turns, one step of each in every round. Ctrl-C ends the measurement and shows what there is.
+
+Times are a phase's own, without those inside of it: medians, with the 20th and 80th percentile. On a CUDA device they are those of events in
+the stream; ``host ms`` is how long the host took to ask for the work.
 """
 
 from __future__ import annotations
@@ -63,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments)
     except Refused as error:
-        print(f"sam_kernels profile: {error}", file=sys.stderr)
+        print(f"sam-kernels profile: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("sam_kernels profile: interrupted before a step was measured", file=sys.stderr)
+        print("sam-kernels profile: interrupted before a step was measured", file=sys.stderr)
         return INTERRUPTED
 
 
