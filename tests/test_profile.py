@@ -208,6 +208,35 @@ def test_a_step_that_fails_is_not_recorded_and_the_next_one_is() -> None:
     assert list(found.steps[0].phases) == [("b",), OTHER]
 
 
+def test_events_are_read_once_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.number, Event.made = Event.made, Event.made + 1
+
+        def record(self) -> None:
+            self.before = len(waits)
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert len(waits) == 2 and end.before == self.before == 1, "waited for before the step, and at its end"
+            return 1000.0 * (end.number - self.number)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    found = Recorder("cuda")
+    with found.step(), span("a"), span("b"):
+        pass
+    (step,) = found.steps
+    assert {path: phase.seconds for path, phase in step.phases.items()} == {("a",): 2, ("a", "b"): 1, OTHER: 2}
+    assert step.total.seconds == 5 and 0 < step.total.host < 1
+    made = phases.profile_of("one", found.steps, cuda=True)
+    assert made.rows[0].host_ms is not None and "host ms" in phases.table(made)
+
+
 def test_phases_come_behind_those_that_they_lie_in() -> None:
     steps = []
     for names in (["a", "c"], ["a", "b", "c"]):

@@ -6,8 +6,8 @@
 MODEL is ``mlp``, ``cnn`` or ``vit``, or ``module:function``, which returns ``(model, x, y)`` or ``(model, losses, batch_size)``: see
 ``profiling.subjects``. Methods are measured in turns, one step of each in every round. Ctrl-C ends the measurement and shows what there is.
 
-Times are a phase's own, without those inside of it: medians, with the 20th and 80th percentile. On a CUDA device they are those of events in
-the stream; ``host ms`` is how long the host took to ask for the work.
+Times are a phase's own, without those inside of it: medians, with the 20th and 80th percentile. On a CUDA device they are those of events
+in the stream; ``host ms`` is how long the host took to ask for the work.
 """
 
 from __future__ import annotations
