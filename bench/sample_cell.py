@@ -11,7 +11,8 @@ from sample_counts import operations, peak_bytes
 from sample_match import assert_match, forget
 from sample_providers import PEERS, PLAIN, PROVIDERS, Ours, SampleProvider
 from sample_run import Run
-from timing import Times, spread, timed_rounds
+
+from sam_kernels.profiling.timing import Times, spread, timed_rounds
 
 
 def entry(run: Run) -> Callable[[], Times]:

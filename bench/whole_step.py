@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from sample_cases import Case
-from timing import ratios, spread, timed, timed_rounds
 from torch import Tensor
+
+from sam_kernels.profiling.timing import ratios, spread, timed, timed_rounds
 
 OPTIONS = {"rho": 0.05, "lr": 1e-3, "momentum": 0.9}
 SAM = "SAM"  # the label of what the others are compared with
