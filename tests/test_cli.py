@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from sam_kernels.__main__ import main
-from sam_kernels.profiling import bench, cases, match
+from sam_kernels.profiling import bench, cases, info, kernels, match
 from sam_kernels.profiling.batch_cases import BATCH_OPS, BatchCase
 from sam_kernels.profiling.cases import LIST_OPS, ListCase, StepCase
 from sam_kernels.profiling.methods import Method
@@ -103,6 +104,61 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["interrupted"] and [r["what"] for r in found["results"]] == ["ascend_", "ascend_:adaptive"]
     assert 1 <= found["results"][1]["rounds"] < found["results"][0]["rounds"]
     assert "interrupted" in capsys.readouterr().out
+
+
+# ---- registers and occupancy
+
+DUMP = """
+Fatbin elf code:
+================
+arch = sm_90
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _ZN4samk1_13ascend_kernelINS_7Float16ELb0EEEvNS_6LaunchINS_10AscendArgsEEE:
+  REG:80 STACK:16 SHARED:65 LOCAL:0 CONSTANT[2]:16
+ Function _ZN4samk21gibbs_weights_kernelIfEEvNS_9GibbsArgsE:
+  REG:32 STACK:0 SHARED:600 LOCAL:0
+"""
+
+
+def test_resource_usage_is_read() -> None:
+    ascend, gibbs = kernels.parse(DUMP)
+    assert ascend == kernels.Usage("ascend", "fp16", "90", 80, 65, 16) and gibbs.kernel == "gibbs_weights" and gibbs.dtype == "fp32"
+    assert (ascend.blocks, ascend.occupancy) == (3, 0.375) and (gibbs.blocks, gibbs.occupancy) == (2, 1.0)
+
+
+@pytest.mark.parametrize(("registers", "shared", "threads", "arch", "blocks"), [
+    (32, 0, 256, "80", 8), (33, 0, 256, "80", 6), (64, 0, 256, "90", 4), (65, 0, 256, "90", 3), (255, 0, 256, "100", 1),
+    (16, 0, 32, "80", 32), (16, 99 << 10, 256, "80", 1), (16, 0, 1024, "86", 1), (128, 0, 1024, "90", 0),
+])  # fmt: skip
+def test_blocks_per_multiprocessor(registers: int, shared: int, threads: int, arch: str, blocks: int) -> None:
+    """Values of NVIDIA's occupancy calculator; 0: such a block does not start."""
+    assert kernels.blocks_per_multiprocessor(registers, shared, threads, kernels.ARCHS[arch]) == blocks
+
+
+def test_threads_are_those_of_the_sources() -> None:
+    """kThreads in payload.cuh, and kernels that say otherwise."""
+    sources = {path.name: path.read_text() for path in (ROOT / "csrc" / "cuda").iterdir()}
+    assert "constexpr int kThreads = 256;" in sources["payload.cuh"]
+    bounds = {name: re.findall(r"__launch_bounds__\((\w+)", text) for name, text in sources.items()}
+    others = {name.split(".")[0] for name, found in bounds.items() if set(found) - {"kThreads"}}
+    assert others == set(kernels.THREADS) and "kGibbsThreads = 1024;" in sources["gibbs_weights.cu"]
+
+
+def test_info_of_the_built_library(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    if not info.LIBRARY.exists() or kernels.cuobjdump() is None:
+        pytest.skip("no CUDA library, or no cuobjdump")
+    path = tmp_path / "info.json"
+    assert main(["info", "--arch", "all", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    seen = {(u["kernel"], u["dtype"], u["arch"]) for u in found["kernels"]}
+    assert {("ascend", "fp32", "90"), ("descend_adam", "bf16", "80"), ("gibbs_weights", "fp32", "100")} <= seen
+    assert all(u["blocks"] >= 1 and 0 < u["occupancy"] <= 1 for u in found["kernels"])
+    assert found["ops"]["ascend_"]["there"]["reference"] and "sm_90: registers" in capsys.readouterr().out
+    assert main(["info", "--arch", "42"]) == 2
 
 
 # ---- matches
@@ -309,7 +365,7 @@ def test_too_large_is_refused_before_anything_is_allocated(monkeypatch: pytest.M
 
 
 def test_llama_is_made_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = 20 << 30
+    free = 80 << 30
     monkeypatch.setattr(bench, "memory", lambda device: (free, free))
     seen = []
     monkeypatch.setattr(bench, "measure", lambda case, backends, *_: (seen.append((case, backends)), ({"backends": {}}, True))[1])
