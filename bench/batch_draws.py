@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from match import ROOT  # noqa: F401  (puts the tests on the path)
-from tolerance import assert_elementwise
 from torch import Tensor
 
+from sam_kernels.profiling.match import assert_elementwise
 from sam_kernels.profiling.timing import ratios, spread, timed, timed_rounds
 
 SIZES = ((256, 128), (1_000_000, 250_000))

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from match import ROOT  # noqa: F401  (puts the tests on the path)
 from sample_cases import CASES, Case
-from tolerance import assert_loop
 from torch import Tensor
 from whole_step import OPTIONS, SAM, Preset, Step, over_sam
+
+from sam_kernels.profiling.match import assert_loop
 
 MODELS = ("cnn", "vit")
 ESAM, AUSAM, SHARDED, DRAWN = "ESAM", "AUSAM", "m-SAM, 4 shards", "Reweighted SAM, B/4 drawn"

@@ -3,8 +3,10 @@ targets."""
 
 from batch_draws import OURS, SCHEMES, SOFTMAX, WITH, WITHOUT
 from batch_steps import AUSAM, DRAWN, ESAM, SHARDED
-from tables import Cell, between, number, rows
+from tables import Cell, rows
 from whole_step import SAM
+
+from sam_kernels.profiling.tables import between, number
 
 LARGE = 1_000_000
 TARGETS = {ESAM: 0.9, AUSAM: 0.6}  # of a SAM step

@@ -11,7 +11,8 @@ round. ``bench_host`` takes steps over tensors of one element, where nothing is 
 from cell import measure
 from methods import ALL, HOST_MATRIX, MATRIX
 from providers import ours
-from workloads import HOST_WORKLOADS
+
+from sam_kernels.profiling.workloads import HOST_WORKLOADS
 
 
 def pytest_generate_tests(metafunc):

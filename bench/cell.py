@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from match import assert_match, forget, gradients, parameters
 from memory import extra_bytes, most_allowed
-from methods import STATE, Method, bytes_per_parameter
 from providers import PEERS, Provider
-from workloads import HOST_WORKLOADS, WORKLOADS, elements
 
+from sam_kernels.profiling.methods import STATE, Method, bytes_per_parameter
 from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
+from sam_kernels.profiling.workloads import HOST_WORKLOADS, WORKLOADS, elements
 
 SECONDS, LEAST, MOST, WARMUP = 3.0, 7, 300, 2  # per batch: time to spend in rounds, and how many rounds at least and at most
 CALIBRATION = 2  # rounds that choose between the variants of a provider

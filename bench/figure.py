@@ -4,7 +4,9 @@ Above SGD in fp32, below plain SAM with AdamW and in bf16; the tables have the r
 
 from pathlib import Path
 
-from tables import WORKLOAD_NAMES, Cell, is_host, method_name, number, ours_of, peer_names
+from tables import WORKLOAD_NAMES, Cell, is_host, method_name, ours_of, peer_names
+
+from sam_kernels.profiling.tables import number
 
 COLOURS = ("#7fb3d5", "#1b6ca8", "#c9a66b", "#b5651d", "#8d8d8d", "#555555")
 

@@ -21,14 +21,15 @@ from typing import Any
 
 import torch
 from device import DEVICE, DEVICE_TIME, HOST, WALL, column, copy_entry, entry, fastest, launches, peak_bytes
-from match import ROOT, assert_match, forget
-from methods import Method, bytes_per_parameter
+from match import assert_match, forget
 from providers import PEERS, ours
 from report import text
-from workloads import WORKLOADS, elements
 
+from sam_kernels.profiling.methods import Method, bytes_per_parameter
 from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
+from sam_kernels.profiling.workloads import WORKLOADS, elements
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD_NAMES = ("resnet50", "gpt2")
 METHODS = (Method("sam", "sgd"), Method("stable_sam", "sgd"), Method("sam", "adamw"), Method("sam", "adamw", "bf16"))
 ROUNDS, WARMUP = 60, 10

@@ -10,70 +10,35 @@ the step ends. A peer computes in bf16 as it goes, so it is matched with its fp3
 matches by the rule. A step may round a value ``ROUNDINGS`` times by half an ulp of what it is and of what it was changed by.
 """
 
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
+from providers import Provider, ours
 from torch import Tensor
 from torch.nn import Parameter
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests")]
-
-from methods import STATE, Method  # noqa: E402
-from providers import Provider, ours  # noqa: E402
-from tolerance import assert_elementwise  # noqa: E402
-from workloads import WORKLOADS, elements, tensors  # noqa: E402
+from sam_kernels.profiling import steps
+from sam_kernels.profiling.match import assert_elementwise
+from sam_kernels.profiling.methods import Method
+from sam_kernels.profiling.steps import Results, results_of, thinned
+from sam_kernels.profiling.workloads import WORKLOADS, elements
 
 PEER = 2.0  # multiple of plain torch's own error that counts as a peer's plain error
 ROUNDINGS = 8  # in bf16 per value and step; an update takes about 6, the factors of norms 2 more
-COMPARED = 1 << 20  # elements per result, about
-WEIGHT, GRADIENT, SECOND = 0.05, 0.1, 0.2  # standard deviations: perturbation and update are then of the weights' size
-Results = tuple[list[Tensor], ...]  # thinned
-
-
-def steps_of(workload: str) -> int:
-    return 2 if elements(WORKLOADS[workload]) < 50e6 else 1  # the reference in fp64 takes seconds per step there
-
-
-def results_of(method: Method) -> tuple[str, ...]:
-    return ("first perturbed weights", "last perturbed weights", "weights", *STATE[method.base])
 
 
 def parameters(workload: str, method: Method, device: str, dtype: torch.dtype | None = None) -> list[Parameter]:
-    return [Parameter(x) for x in tensors(workload, 0, WEIGHT, device, method.dtype, dtype or method.dtype)]
+    return steps.parameters(WORKLOADS[workload], method, device, dtype)
 
 
 def gradients(workload: str, method: Method, step: int, device: str, dtype: torch.dtype | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    g, h = ((2 * step + 1, GRADIENT), (2 * step + 2, SECOND))
-    dtype = dtype or method.dtype
-    return tensors(workload, *g, device, method.dtype, dtype), tensors(workload, *h, device, method.dtype, dtype)
-
-
-def _thinned(values: list[Tensor]) -> list[Tensor]:
-    """In one tensor."""
-    stride = (1 + sum(x.numel() for x in values) // COMPARED) | 1  # odd
-    flat = [x.detach().reshape(-1) for x in values]
-    return [torch.cat([part for x in flat for part in ((x[::stride], x[-8:]) if stride > 1 else (x,))])]
+    return steps.gradients(WORKLOADS[workload], method, step, device, dtype)
 
 
 def trajectory(provider: Provider, workload: str, method: Method, variant: dict[str, Any], device: str,
                dtype: torch.dtype | None = None, stored: torch.dtype | None = None) -> Results:  # fmt: skip
-    """The results after the steps, computed in ``dtype``; the weights are rounded to ``stored`` at the end of every step."""
-    step = provider.build(parameters(workload, method, device, dtype), method, variant)
-    perturbed = []
-    for k in range(steps_of(workload)):
-        g, h = gradients(workload, method, k, device, dtype)
-        step.load(g)
-        step.first()
-        perturbed.append(_thinned(step.params))
-        step.load(h)
-        step.second()
-        for p in step.params if stored else ():
-            p.data.copy_(p.data.to(stored))
-    return perturbed[0], perturbed[-1], _thinned(step.params), *map(_thinned, step.state())
+    return steps.trajectory(lambda params: provider.build(params, method, variant), WORKLOADS[workload], method, device, dtype, stored)
 
 
 @cache
@@ -110,12 +75,12 @@ def norm_error(workload: str) -> float:
 
 @cache
 def _start(workload: str, method: Method, device: str) -> list[Tensor]:
-    return _thinned(parameters(workload, method, device, torch.float64))
+    return thinned(parameters(workload, method, device, torch.float64))
 
 
 def _assert_narrow(name: str, workload: str, method: Method, results: Results, wide: Results, device: str) -> None:
     start = torch.cat(_start(workload, method, device))
-    allowed_ulps = steps_of(workload) * ROUNDINGS / 2
+    allowed_ulps = steps.steps_of(WORKLOADS[workload]) * ROUNDINGS / 2
     for part, got, want in zip(results_of(method), map(torch.cat, results), map(torch.cat, wide), strict=True):
         change = want - start if "weights" in part else want
         allowed = allowed_ulps * torch.finfo(method.dtype).eps * (want.abs() + change.abs().max())

@@ -4,11 +4,12 @@ from itertools import accumulate
 
 import torch
 from match import gradients, parameters
-from methods import STATE, Method
 from providers import Provider, Step
 from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
-from workloads import WORKLOADS, elements
+
+from sam_kernels.profiling.methods import STATE, Method
+from sam_kernels.profiling.workloads import WORKLOADS, elements
 
 LINE = 64  # bytes; buffers are cut at cache lines
 LONGEST = 1000  # tensors: of longer lists these are counted, and the result is scaled, since the profiler keeps every call

@@ -5,34 +5,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from methods import BASES, RADIUS, STATE, Method
 from torch import Tensor
 from torch.nn import Parameter
 
+from sam_kernels.profiling.methods import BASES, Method
+from sam_kernels.profiling.steps import Step
+
 EPS = 1e-12
-
-
-class Step:
-    """One provider at work on one list of parameters. ``optimizer`` holds the base's state as torch's own does."""
-
-    optimizer: torch.optim.Optimizer
-
-    def __init__(self, params: Sequence[Parameter], method: Method) -> None:
-        self.params, self.method = list(params), method
-        self.rho = RADIUS[method.variant] * sum(p.numel() for p in self.params) ** 0.5
-
-    def load(self, grads: Sequence[Tensor]) -> None:
-        for p, g in zip(self.params, grads, strict=True):
-            p.grad = g
-
-    def first(self) -> None:
-        raise NotImplementedError
-
-    def second(self) -> None:
-        raise NotImplementedError
-
-    def state(self) -> list[list[Tensor]]:
-        return [[self.optimizer.state[p][key] for p in self.params] for key in STATE[self.method.base]]
 
 
 def torch_base(params: Sequence[Parameter], method: Method, fused: bool) -> torch.optim.Optimizer:

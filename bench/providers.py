@@ -1,8 +1,4 @@
-"""Providers: who takes a sharpness-aware step, behind one interface.
-
-    step = provider.build(params, method, variant)
-    step.load(g); step.first()        set the gradients at w, perturb: w + e
-    step.load(h); step.second()       set the gradients at w + e, restore, rescale (Stable SAM), base update
+"""Providers: who takes a sharpness-aware step: ``provider.build(params, method, variant)`` is a ``sam_kernels.profiling.steps.Step``.
 
 A provider may have several variants, its keyword arguments; the benchmark times them all for a moment and keeps the fastest on the
 machine at hand, so every peer shows its best.
@@ -16,28 +12,10 @@ from typing import Any
 
 import peers
 import torch
-from methods import BASES, VARIANTS, Method
-from peers import Step
 from torch.nn import Parameter
 
-
-class Ours(Step):
-    """sam_kernels.optim by backend name."""
-
-    def __init__(self, params: Sequence[Parameter], method: Method, backend: str) -> None:
-        from sam_kernels import optim
-
-        super().__init__(params, method)
-        preset = {"sam": optim.SAM, "asam": optim.ASAM, "stable_sam": optim.StableSAM}[method.variant]
-        base, options = BASES[method.base]
-        eta = {"eta": 0.0} if method.adaptive else {}
-        self.optimizer = preset(self.params, base, rho=self.rho, backend=backend, **eta, **options)
-
-    def first(self) -> None:
-        self.optimizer.first_step()
-
-    def second(self) -> None:
-        self.optimizer.second_step()
+from sam_kernels.profiling.methods import VARIANTS, Method
+from sam_kernels.profiling.steps import Ours, Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ that of plain torch, sample by sample in fp32.
 from functools import cache
 
 import torch
-from match import ROOT  # noqa: F401  (puts the tests on the path)
 from sample_cases import CASES
 from sample_run import Run
-from tolerance import assert_elementwise, assert_reduction
 from torch import Tensor
+
+from sam_kernels.profiling.match import assert_elementwise, assert_reduction
 
 SAMPLES = 4  # compared
 

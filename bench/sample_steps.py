@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from sample_cases import CASES, Case
 from sample_match import SAMPLES, assert_norms
-from tolerance import assert_elementwise
 from torch import Tensor
 from whole_step import SAM, Preset, Step, over_sam
+
+from sam_kernels.profiling.match import assert_elementwise
 
 MODELS = ("cnn", "vit")
 ESTIMATORS = ("exact", "logits", "finite_difference")

@@ -7,7 +7,9 @@ from typing import Any
 
 from sample_cases import LAYERS, MODELS
 from sample_providers import GHOST, HOOKS, OURS, PEERS, PLAIN, WEIGHTED
-from tables import Cell, number, rows
+from tables import Cell, rows
+
+from sam_kernels.profiling.tables import number
 
 ESTIMATORS = {"exact": "exact", "logits": "at the logits", "finite_difference": "finite difference"}
 CAPTION = (

@@ -1,7 +1,8 @@
 """Tables of benchmark cells in Markdown: compact (a line per cell), long (a line per provider), overhead, and design targets."""
 
-import math
 from typing import Any
+
+from sam_kernels.profiling.tables import between, number
 
 Cell = dict[str, Any]
 WORKLOAD_NAMES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vit_b16": "ViT-B/16", "gpt2": "GPT-2"}
@@ -31,15 +32,6 @@ MEASURES = {
     "device_ratio_to_ours": "time on the device over ours",
     "host_ms": "ms until enqueued",
 }
-
-
-def number(x: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}" if x else "0"
-
-
-def between(s: dict[str, float]) -> str:
-    return f"{number(s['median'])} ({number(s['p20'])} to {number(s['p80'])})"
 
 
 def rows(lines: list[list[str]], left: int) -> str:

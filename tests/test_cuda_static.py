@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import skip_or_fail
 
+from sam_kernels.profiling.kernels import DTYPES, instance
+
 ROOT = Path(__file__).parent.parent
 ARCHS = ("80", "90", "100")
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 KERNEL_LINES = 150
-DTYPES = {"f": "fp32", "8BFloat16": "bf16", "7Float16": "fp16"}  # as they are mangled
-BASES = {"3Sgd": "sgd", "4Adam": "adam", "4Lion": "lion"}
 
 # Registers: 65536 per SM and 256 threads per block, so 64 keep four blocks on an SM, 80 three and 128 two. Vectors: loads and stores
 # of tensors in the PTX, at least; unrolling multiplies those of the source. Beside fp32 operands, halves are accessed by 8 bytes.
@@ -57,17 +57,6 @@ class Build:
     ptx: dict[tuple[str, str, str], str]
     objects: list[Path]
     nvcc: str
-
-
-def instance(mangled: str) -> tuple[str, str]:
-    """Kernel with its base or variant, and dtype, of an entry function."""
-    kernel = re.search(r"\d(inner_products|ascend|descend|fill|gibbs_weights|cross_entropy(?:_backward)?)_kernel", mangled)
-    base = re.search("|".join(BASES), mangled)
-    dtype = re.search(rf"_kernelI(?:NS_)?({'|'.join(DTYPES)})", mangled)
-    noise = ["noise"] if kernel[1] == "ascend" and "Lb1E" in mangled else []
-    rows = re.search(r"Li(32|256)EL[ib](\d)EE", mangled)  # threads of a row, mode
-    variant = [BASES[base[0]]] if base else [{"32": "warp", "256": "block"}[rows[1]], rows[2]] if rows else noise
-    return "_".join([kernel[1], *variant]), DTYPES[dtype[1]] if dtype else "none"
 
 
 def parse_usage(log: str) -> dict[tuple[str, str, str], list[Usage]]:

@@ -36,18 +36,31 @@ class Rounds:
             del values[:rounds]
         return self
 
+    def complete(self) -> "Rounds":
+        """Forget what was measured of a round that did not come to its end."""
+        least = min(map(len, self.times.values()))
+        for values in self.times.values():
+            del values[least:]
+        return self
+
     def totals(self, name: str) -> list[float]:
         return [sum(times) for times in self.times[name]]
 
 
 def timed_rounds(entries: dict[str, Callable[[], Times]], may_stop: Collection[str] = ()) -> Rounds:
     """Slow entries that may stop early do: their rounds are the first ones."""
-    rounds = Rounds(entries).run(FEW, discard=WARMUP)
-    seconds = {name: min(rounds.totals(name)) for name in entries}
-    base = seconds[next(iter(entries))]
-    rounds.entries = {name: timed for name, timed in entries.items() if name not in may_stop or seconds[name] < SLOW * base}
-    count = SECONDS / sum(seconds[name] for name in rounds.entries)
-    return rounds.run(int(min(max(count, LEAST), MOST)) - FEW)
+    return fill(Rounds(entries), SECONDS, MOST, may_stop)
+
+
+def fill(rounds: Rounds, seconds: float, most: int, may_stop: Collection[str] = ()) -> Rounds:
+    """As many rounds as fit into ``seconds``, at least ``LEAST``."""
+    entries = rounds.entries
+    rounds.run(FEW, discard=WARMUP)
+    shortest = {name: min(rounds.totals(name)) for name in entries}
+    base = shortest[next(iter(entries))]
+    rounds.entries = {name: timed for name, timed in entries.items() if name not in may_stop or shortest[name] < SLOW * base}
+    count = seconds / sum(shortest[name] for name in rounds.entries)
+    return rounds.run(int(min(max(count, LEAST), most)) - FEW)
 
 
 def timed(call: Callable[[], Any], times: int = 1) -> Callable[[], Times]:

@@ -1,0 +1,92 @@
+"""What is there: backends of every op, the build, the machine, and what the CUDA kernels use of a multiprocessor."""
+
+import argparse
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends.native import build_info
+from ..registry import OPS, show_backends
+from .kernels import ARCHS, Usage, cuobjdump, usages
+from .tables import plain
+from .where import described, where
+
+LIBRARY = Path(__file__).parents[1] / "_cuda.so"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", help=f"compute capability for registers and occupancy: {', '.join(ARCHS)}, or all (the GPU's, or all)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything there as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    show_backends()
+    print("\nbuild")
+    build = build_info()
+    width = max(map(len, build))
+    for name, said in build.items():
+        print(f"  {name:<{width}}  {said}")
+    places = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    machine = {device: where(device) for device in places}
+    print("\nmachine")
+    for device, found in machine.items():
+        print(f"  {device}: {described(found)}, {found['memory_bytes'] / 1e9:.3g} GB")
+    used, why_not = kernels(arguments.arch)
+    print(f"\nCUDA kernels\n{why_not or table(used)}")
+    if arguments.json:
+        ops = {
+            op.name: {"missing": op.missing, "there": {name: list(found.devices) for name, found in op.implementations.items()}}
+            for op in OPS.values()
+        }
+        whole: dict[str, Any] = {"build": build, "machine": machine, "ops": ops}
+        whole["kernels"] = [asdict(u) | {"blocks": u.blocks, "occupancy": u.occupancy} for u in used]
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
+    return 0
+
+
+def kernels(arch: str | None) -> tuple[list[Usage], str]:
+    """Those of one architecture, or of all that were built; else why there is nothing to say."""
+    from . import Refused
+
+    if arch not in (None, "all", *ARCHS):
+        raise Refused(f"--arch is {arch!r}; expected one of {', '.join(ARCHS)}, or all")
+    if not LIBRARY.exists():
+        return [], f"  the library is not built: {build_info()['cuda']}"
+    tool = cuobjdump()
+    if tool is None:
+        return [], "  cuobjdump was not found; it comes with the CUDA toolkit and with Triton"
+    try:
+        found = usages(LIBRARY, tool)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return [], f"  {tool} failed: {error}"
+    there = sorted({usage.arch for usage in found}, key=int)
+    if arch is None and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        fitting = [name for name in there if divmod(int(name), 10)[0] == major and divmod(int(name), 10)[1] <= minor]
+        arch = fitting[-1] if fitting else None
+    if arch not in (None, "all", *there):
+        raise Refused(f"--arch is {arch!r}, but the library was built for {', '.join(there)}")
+    return [usage for usage in found if arch in (None, "all", usage.arch)], ""
+
+
+def table(used: list[Usage]) -> str:
+    """A line per kernel and dtype; per architecture registers and what share of its warps a multiprocessor then holds."""
+    archs = sorted({usage.arch for usage in used}, key=int)
+    by_name: dict[tuple[str, str], dict[str, Usage]] = {}
+    for usage in used:
+        by_name.setdefault((usage.kernel, usage.dtype), {})[usage.arch] = usage
+    lines = [
+        ["kernel", "dtype", "threads", *(header for arch in archs for header in (f"sm_{arch}: registers", "shared", "stack", "occupancy"))]
+    ]
+    for (kernel, dtype), found in sorted(by_name.items()):
+        line = [kernel, dtype, str(next(iter(found.values())).threads)]
+        for arch in archs:
+            u = found.get(arch)
+            line += [str(u.registers), str(u.shared), str(u.stack), f"{u.occupancy:.0%}"] if u else [""] * 4
+        lines.append(line)
+    return plain(lines, 2)

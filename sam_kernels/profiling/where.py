@@ -1,0 +1,56 @@
+"""What a result was measured on."""
+
+import os
+import platform
+from datetime import date
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import memory
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    told = Path("/proc/cpuinfo")
+    for line in told.read_text().splitlines() if told.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def isa() -> str:
+    """Instruction set of the C++ kernels that run here."""
+    if find_spec("sam_kernels._info") is None:
+        return "no C++ kernels"
+    return str(import_module("sam_kernels._info").cpu_isa())
+
+
+def where(device: str) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "memory_bytes": memory(device)[1],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],  # of others: taken before anything is timed
+        "isa": isa(),
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "date": date.today().isoformat(),
+    }
+    return found | ({"cuda": torch.version.cuda} if device == "cuda" else {})
+
+
+def described(found: dict[str, Any]) -> str:
+    host = f"{found['cores']} cores, {found['threads']} threads, load {found['load']:.1f}, {found['isa']}"
+    return f"{found['device']} ({host}); torch {found['torch']}, Triton {found['triton']}; {found['date']}"
