@@ -605,11 +605,6 @@ def test_a_table_with_launches_adds_up() -> None:
     assert forward.split()[1] == "1" and forward.split()[-1] == "4"
 
 
-@pytest.mark.parametrize(("ms", "text"), [(1234.5, "1234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.0123, "0.012")])
-def test_numbers(ms: float, text: str) -> None:
-    assert phases.number(ms) == text
-
-
 def test_a_figure_of_one_tiny_step(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     phases.plot([some_profile()], "title", "subtitle", tmp_path / "bar.png")

@@ -8,6 +8,7 @@ from pathlib import Path as File
 from typing import Any
 
 from .recorder import OTHER, Path, Phase, Step, ordered
+from .tables import number
 from .timing import spread
 
 Spread = dict[str, float]  # median, p20, p80, best
@@ -88,11 +89,6 @@ def _cells(ms: Spread, share: float, host: Spread | None, launches: int | None) 
     cells = [number(ms["median"]), f"{number(ms['p20'])} - {number(ms['p80'])}", f"{100 * share:.1f}%"]
     cells += [number(host["median"])] if host else []
     return cells + ([str(launches)] if launches is not None else [])
-
-
-def number(ms: float) -> str:
-    """Three digits, at most four behind the point."""
-    return f"{ms:.{0 if abs(ms) >= 100 else 1 if abs(ms) >= 10 else 2 if abs(ms) >= 1 else 3}f}"
 
 
 # ---- figure

@@ -18,12 +18,10 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +31,14 @@ from ..registry import OPS, check_name
 from ..spans import listen
 from . import Refused
 from .launches import launches_of
+from .methods import DTYPES
 from .models import MODELS
 from .phases import Profile, plot, profile_of, table
 from .recorder import Labels, Nvtx, Recorder
 from .subjects import Wish, subject_of
 from .training import BASES, METHODS, Preset, Step
+from .where import where as where_it_runs
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 STEPS, WARMUP, TRACED = 20, 3, 2
 INTERRUPTED = 130  # as of a shell
 
@@ -206,27 +205,24 @@ def _trace(steps: dict[str, Step], path: Path) -> None:
 
 
 def _where(arguments: argparse.Namespace, step: Step) -> dict[str, Any]:
-    dtype, cuda = step.subject.dtype, arguments.device == "cuda"
+    dtype = step.subject.dtype
     return {
+        **where_it_runs(arguments.device),
         "model": arguments.model,
         "label": step.subject.label,
         "batch_size": step.subject.batch_size,
         "parameters": sum(p.numel() for p in step.subject.model.parameters() if p.requires_grad),
         "dtype": next((name for name, known in DTYPES.items() if known == dtype), str(dtype)),
         "backend": arguments.backend or OPS["ascend_"].chosen(arguments.device, dtype),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "threads": None if cuda else torch.get_num_threads(),
         "base": arguments.base,
         "options": dict(map(_option, arguments.option)),
         "warmup": arguments.warmup,
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
     }
 
 
 def _caption(where: dict[str, Any]) -> str:
     threads = where["threads"]
-    on = where["device"] if threads is None else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    on = where["device"] if "cuda" in where else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return f"batch {where['batch_size']}, {where['dtype']}, {where['base']}, {where['backend']} on {on}"
 
 
