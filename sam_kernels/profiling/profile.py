@@ -44,13 +44,14 @@ INTERRUPTED = 130  # as of a shell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("model", metavar="MODEL", help=f"{', '.join(MODELS)}, or module:function that returns (model, x, y)")
     parser.add_argument("--method", default="sam", help=f"one or several, with commas: {', '.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="samples in the batch (default: the model's own)")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of each method that are measured (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=WARMUP, help="steps of each before that (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="of model and inputs (default: the model's own)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=here, help="default here: %(default)s")
     parser.add_argument("--backend", help="reference, cpp, triton or cuda (default: the preferred one for the device)")
     parser.add_argument("--base", choices=BASES, default="sgd", help="base optimizer (default: %(default)s)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the optimizer, e.g. shards=8; repeatable")
@@ -84,10 +85,10 @@ def _run(arguments: argparse.Namespace) -> int:
     cuda = arguments.device == "cuda"
     counts = {method: launches_of(steps[method]) if cuda and complete else None for method in measured}
     profiles = [profile_of(method, found, cuda, counts[method]) for method, found in measured.items()]
-    print(_report(profiles, where, complete))
     if arguments.json:
         found = {"where": where, "complete": complete, "profiles": [profile.as_json() for profile in profiles]}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(_report(profiles, where, complete))
     if arguments.plot:
         plot(profiles, f"A training step of {where['label']}", _caption(where), arguments.plot)
     if arguments.trace and complete:
