@@ -688,6 +688,18 @@ def test_bad_steps(case: str) -> None:
     assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(optimizer.batch_state[k])) for k, v in state.items())
 
 
+def test_a_scaler_is_refused() -> None:
+    net, scaler = problems.model(), torch.amp.GradScaler("cpu")
+    optimizer = make(MicroBatchSAM, net, {}, shards=2)
+    train(optimizer, net, 1)
+    clean = problems.weights(net)
+    scaler.scale(torch.ones(()))
+    with pytest.raises(RuntimeError, match=r"call optimizer\.step\(losses"):
+        scaler.step(optimizer, losses_of(net, 0), batch_size=B)
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+    train(optimizer, net, 1)
+
+
 def test_frozen_tensors_need_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

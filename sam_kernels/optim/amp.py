@@ -55,7 +55,8 @@ def scaled_update(optimizer: Any, update: Update, selection: Selection) -> Updat
 
 def refuse_scaler(optimizer: Any) -> None:
     """A step that calls backward itself knows of no scale."""
-    if any(optimizer.__dict__.pop(name, None) is not None for name in ("grad_scale", "found_inf")):
+    left = [optimizer.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]  # both: the next step is none of the scaler's
+    if any(value is not None for value in left):
         raise RuntimeError(
             "scaler.step() with the losses of samples, whose backward the optimizer calls itself, without a scale; call "
             "optimizer.step(losses, batch_size=len(y)), with a forward in bf16 or fp32, which need no scale"

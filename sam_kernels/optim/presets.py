@@ -31,7 +31,8 @@ class MicroBatchSAM(SAM):
 
     Args:
         shard_size: samples per shard, the "m" of the papers on m-sharpness; the last shard of a batch may be smaller.
-        shards: how many shards of nearly equal size, at most one per sample. Shards count by their size.
+        shards: how many shards of nearly equal size, at most one per sample (of a small last batch, too: ``drop_last=True``). Shards
+            count by their size.
 
     A descent that looks at the first gradient sees that of the whole batch. ``grad_norm`` is then its norm, else the root mean square of
     the norms of the shards. A shard whose gradient is not finite skips the step. With BatchNorm pass ``model``: the first shard records
@@ -51,14 +52,16 @@ class ESAM(SAM):
     ``opt.step(losses, batch_size=len(y))``; see ``SAM.step``. With ``beta = gamma = 1`` it is SAM.
 
     Args:
-        beta: every tensor takes part in an ascent with this probability, in (0, 1]; the first step takes all. Their gradient alone is
-            computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator.
+        beta: every tensor takes part in an ascent with this probability, in (0, 1], at least one does; the first step takes all. Their
+            gradient alone is computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator, so that a captured
+            graph keeps one choice. Below 1 it takes one process, and no reentrant checkpoints.
         gamma: share of the samples in the second pass, in (0, 1]: those whose loss the ascent has raised most, strictly more than sample
-            number ``int(gamma B)`` in that order, so one fewer, as the authors have it. From 0.99 on, all.
+            number ``int(gamma B)`` in that order, so one fewer, as the authors have it; at least one. From 0.99 on, all.
         inclusive: take ``ceil(gamma B)`` samples instead.
 
-    ``sample_indices`` are the positions that the last step selected. Dropout drops the same in the forwards whose losses are compared.
-    With BatchNorm pass ``model``: the first forward records statistics.
+    ``sample_indices`` ``[k]`` are the positions that the second pass of the last step has looked at; of those that tie with the first that
+    is left out, some may be among them with no weight. Dropout drops the same in the forwards whose losses are compared. With BatchNorm
+    pass ``model``: the first forward records statistics.
     """
 
     def __init__(
@@ -75,14 +78,17 @@ class AUSAM(SAM):
     ``opt.step(losses, batch_size=len(y), sample_ids=ids)``; see ``SAM.step``. It returns the mean loss of the samples that it looked at.
 
     Args:
-        num_samples: samples in the training set; ``sample_ids``, int64 ``[B]``, are positions in it, each at most once in a batch.
-        alpha: share of the batch in both passes, in (0, 1]: ``int(alpha B)`` without replacement. 1 is SAM.
-        s_min, s_max: odds of being drawn, between which the mean changes are laid within the batch; 0 < s_min <= s_max.
+        num_samples: samples in the training set; ``sample_ids``, int64 ``[B]``, are positions in it, each at most once in a batch. On the
+            CPU they are checked; bad ones on a GPU stop the device.
+        alpha: share of the batch in both passes, in (0, 1]: ``int(alpha B)`` without replacement, at least one. 1 is SAM.
+        s_min, s_max: odds of being drawn, between which the mean changes are laid within the batch; 0 < s_min <= s_max <= 1e6 s_min.
         ramp: passes over the data in which the upper one rises from ``s_min`` to ``s_max``.
 
     The first ``num_samples`` samples, the first pass over the data, are all looked at. The table of changes, two numbers per sample beside
-    the parameters, is part of ``state_dict``; a step that was skipped, and a loss that is not finite, leave no trace in it.
-    ``sample_indices`` are the positions that the last step drew. Dropout drops the same in both passes.
+    the parameters, is part of ``state_dict``; a step that was skipped, and a loss that is not finite, leave no trace in it. As its authors
+    have it, a sample that was never looked at counts as a change of 1, which is large; with ``drop_last=True`` the first pass misses some.
+    ``sample_indices`` are the positions that the last step drew, None for all. Where samples are left out, dropout drops the same in
+    both passes. Passes are counted on the host: a captured graph stays in the one that it was captured in. Every process has its own table.
     """
 
     def __init__(
