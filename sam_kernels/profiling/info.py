@@ -75,18 +75,13 @@ def kernels(arch: str | None) -> tuple[list[Usage], str]:
 
 
 def table(used: list[Usage]) -> str:
-    """A line per kernel and dtype; per architecture registers and what share of its warps a multiprocessor then holds."""
+    """A line per kernel and dtype, a column per architecture."""
     archs = sorted({usage.arch for usage in used}, key=int)
     by_name: dict[tuple[str, str], dict[str, Usage]] = {}
     for usage in used:
         by_name.setdefault((usage.kernel, usage.dtype), {})[usage.arch] = usage
-    lines = [
-        ["kernel", "dtype", "threads", *(header for arch in archs for header in (f"sm_{arch}: registers", "shared", "stack", "occupancy"))]
-    ]
+    lines = [["kernel", "dtype", "threads", *(f"sm_{arch}" for arch in archs)]]
     for (kernel, dtype), found in sorted(by_name.items()):
-        line = [kernel, dtype, str(next(iter(found.values())).threads)]
-        for arch in archs:
-            u = found.get(arch)
-            line += [str(u.registers), str(u.shared), str(u.stack), f"{u.occupancy:.0%}"] if u else [""] * 4
-        lines.append(line)
-    return plain(lines, 2)
+        cells = [f"{u.registers:>3} {u.shared:>5} {u.stack:>3} {u.occupancy:>5.0%}" if u else "" for u in map(found.get, archs)]
+        lines.append([kernel, dtype, str(next(iter(found.values())).threads), *cells])
+    return plain(lines, 2) + "\n\nper architecture: registers, bytes of shared memory and of stack, share of the warps that fit at once"

@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels use: registers, shared memory and stack, by ``cuobjdump``; and how many blocks a multiprocessor then holds."""
+"""What the compiled CUDA kernels use, registers, shared memory and stack by ``cuobjdump``, and how many blocks fit on a multiprocessor."""
 
 import re
 import shutil
