@@ -52,7 +52,7 @@ def test_info_and_bench_as_a_process(tmp_path: Path) -> None:
     told = output("info")
     assert "ascend_" in told and "cpp" in told and torch.__version__ in told
     table = output("bench", "--op", "ascend_", "--workload", "resnet18", "--backend", "reference", *QUICK)
-    assert "resnet18" in table and "GB/s" in table and "matched on" not in table
+    assert "resnet18" in table and "GB/s" in table and "resnet18: matched on" in table
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -61,7 +61,11 @@ def test_bench_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     )
     (result,) = found["results"]
     assert result["parameters"] == 11_689_512 and result["tensors"] == 62 and result["bytes"] == 20 * result["parameters"]
-    assert result["matched"] == result["parameters"] and not found["interrupted"] and found["where"]["torch"] == torch.__version__
+    assert (
+        result["matched"] == elements(cases.part(WORKLOADS["resnet18"])) > 0.9 * cases.MATCHED
+        and not found["interrupted"]
+        and found["where"]["torch"] == torch.__version__
+    )
     copy = result["copy_gb_per_s"]["median"]
     for p in result["backends"].values():
         assert p["gb_per_s"]["median"] == pytest.approx(result["bytes"] / (p["ms"]["median"] * 1e6), rel=0.5)
@@ -224,9 +228,9 @@ def test_wrong_results_of_list_ops_are_seen_and_not_timed(
 
 def test_a_part_is_matched_of_what_is_large() -> None:
     assert cases.part([(2, 3), (4,)]) == [(2, 3), (4,)]
-    large = [(1 << 13, 1 << 13), (5,), (1 << 12, 1 << 12)]
-    assert cases.part(large) == [(5,), (1 << 12, 1 << 12)]
-    assert cases.part(large[:1]) == [(1 << 12, 1 << 13)] and cases.part([(1 << 40,)]) == [(cases.MATCHED,)]
+    large = [(1 << 12, 1 << 12), (5,), (1 << 10, 1 << 10)]
+    assert cases.part(large) == [(5,), (1 << 10, 1 << 10)]
+    assert cases.part(large[:1]) == [(1 << 10, 1 << 12)] and cases.part([(1 << 40,)]) == [(cases.MATCHED,)]
 
 
 # ---- workloads
