@@ -90,7 +90,7 @@ def test_micro_batches(name: str, case: str) -> None:
     losses = train(make(MicroBatchSAM, net, options, shard_size=5, backend=name), net)
     clean = batch_loops.micro_batch(Loop(twin, **loop), STEPS, (5, 5, 2))
     check(case, net, twin)
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(clean), rtol=1e-8, atol=0)
+    assert_loop(f"{case}: losses", [torch.tensor(losses, dtype=torch.float64)], [torch.tensor(clean, dtype=torch.float64)])
 
 
 @pytest.mark.parametrize(("options", "sizes"), [({"shards": 5}, (3, 3, 2, 2, 2)), ({"shard_size": 1}, (1,) * B), ({"shards": B}, (1,) * B)])
@@ -422,7 +422,7 @@ def test_sampled(name: str, case: str) -> None:
     assert chosen == expected and [len(c) for c in chosen[:4]] == [B, B, B, 6]
     check(case, net, twin)
     held = torch.stack([optimizer.batch_state["sum"], optimizer.batch_state["count"]], 1)
-    torch.testing.assert_close(held, torch.tensor(table, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    assert_loop(f"{case}: table", [held], [torch.tensor(table, dtype=torch.float64)])
     assert optimizer.batch_state["seen"] == STEPS * B
 
 

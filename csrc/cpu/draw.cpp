@@ -52,19 +52,12 @@ void systematic(const Draw<T>& draw) {
 
 template <class T>
 void bernoulli(const Draw<T>& draw) {
-  const DrawSource source = DrawSource::make(draw.args.state);
   const int64_t total = draw.total(), k = draw.args.k, certain = (total - 1) / k;
   const DrawOdds odds{double(k), double(total), certain};
-  draw.for_each_chunk([&](int64_t, int64_t begin, int64_t size) {
-    int64_t q[kBlock];
-    uint64_t numbers[kBlock];
-    for_each_block(size, kBlock, [&](int64_t i, int64_t n) {
-      draw.integers(begin + i, n, q);
-      random_block(source, begin + i, n, numbers);
-      int32_t* counts = draw.args.counts + begin + i;
-      for (int64_t j = 0; j < n; ++j) counts[j] = q[j] > certain || position(numbers[j], total) < k * q[j];
-      inclusion_block(counts, q, n, odds, draw.inclusion(begin + i));
-    });
+  draw.for_each_numbered([&](int64_t first, int64_t n, const int64_t* q, const uint64_t* numbers) {
+    int32_t* counts = draw.args.counts + first;
+    for (int64_t j = 0; j < n; ++j) counts[j] = q[j] > certain || position(numbers[j], total) < k * q[j];
+    inclusion_block(counts, q, n, odds, draw.inclusion(first));
   });
 }
 

@@ -26,6 +26,20 @@ struct Draw {
     Scratch<T> room;
     return integers_block(widened(static_cast<const T*>(args.weights) + begin, n, room), n, fixed, q);
   }
+  // body(first, n, q, numbers) for blocks of n samples from `first` on, each with its integer and a random number of its own
+  template <class Body>
+  void for_each_numbered(const Body& body) const {
+    const DrawSource source = DrawSource::make(args.state);
+    for_each_chunk([&](int64_t, int64_t begin, int64_t size) {
+      int64_t q[kBlock];
+      uint64_t numbers[kBlock];
+      for_each_block(size, kBlock, [&](int64_t i, int64_t n) {
+        integers(begin + i, n, q);
+        random_block(source, begin + i, n, numbers);
+        body(begin + i, n, q, numbers);
+      });
+    });
+  }
   // body(chunk, begin of the chunk, its size) for every chunk of samples
   template <class Body>
   void for_each_chunk(const Body& body) const {

@@ -70,19 +70,12 @@ int64_t end_of_ties(const uint64_t* times, const Loser& loser) {
 template <class T>
 void draw_race(const Draw<T>& draw) {
   const DrawArgs& args = draw.args;
-  const DrawSource source = DrawSource::make(args.state);
   constexpr uint64_t kNever = 0x7ff0000000000000;  // infinity: those without a weight
   const std::unique_ptr<uint64_t[]> room(new uint64_t[2 * size_t(args.n)]);  // one block: the second of two would go back to the system
   uint64_t* const times = room.get();
-  draw.for_each_chunk([&](int64_t, int64_t begin, int64_t size) {
-    int64_t q[kBlock];
-    uint64_t numbers[kBlock];
-    for_each_block(size, kBlock, [&](int64_t i, int64_t n) {
-      draw.integers(begin + i, n, q);
-      random_block(source, begin + i, n, numbers);
-      arrival_block(numbers, q, n);
-      std::copy_n(numbers, n, times + begin + i);
-    });
+  draw.for_each_numbered([&](int64_t first, int64_t n, const int64_t* q, uint64_t* numbers) {
+    arrival_block(numbers, q, n);
+    std::copy_n(numbers, n, times + first);
   });
   Loser loser{kNever, 0};
   if (args.k < args.n) loser = loser_of(times, times + args.n, args.n, args.k, guess(times, args.n, args.k), draw.parallel_for);

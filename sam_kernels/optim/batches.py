@@ -6,11 +6,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
+from ..ops.draw import OP as DRAW
 from ..spans import span, spanned
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class OfLosses(BatchRule):
 
     def turns(self, optimizer: SAM, closure: Losses, batch: Batch) -> Sequence[Turn]:
         rule, size = type(self).__name__, batch.size
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not is_count(size):
             raise ValueError(f"batch_size is {size!r}; {rule} needs the number of samples: step(losses, batch_size=len(y))")
         if batch.ids is not None and not self.takes_ids:
             raise ValueError(f"sample_ids is given, which {rule} has no use for; leave it out")
@@ -134,6 +135,17 @@ def random_state(device: torch.device) -> Callable[[], None]:
         torch.cuda.set_rng_state(on_device, device)
 
     return rewind
+
+
+def is_count(value: Any, least: int = 1) -> TypeGuard[int]:
+    """An int >= ``least``, which True is not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_draws(optimizer: SAM) -> None:
+    """A backend that is asked for by name must have draws; the CUDA kernels have none."""
+    if optimizer.backend is not None:
+        DRAW.named(optimizer.backend, optimizer.device.type, torch.float32)
 
 
 def _takes_index(function: Losses) -> bool:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..spans import span, spanned
-from .batches import Losses, OfLosses, Turn, backward, losses_of, mean_backward, random_state
+from .batches import Losses, OfLosses, Turn, backward, losses_of, mean_backward, no_grad_losses, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -110,8 +110,8 @@ class _Step:
             return
         assert self.clean is not None
         self.rewind()
-        with span("select"), torch.no_grad():
-            change = losses_of(self.losses, self.size)[0] - self.clean
+        with span("select"):
+            change = no_grad_losses(self.losses, self.size) - self.clean
             maximized = all(group.get("maximize", False) for group in self.optimizer.param_groups)  # the ascent is then one down
             index, weights = self.rule.select(-change if maximized else change, self.count)
         self.optimizer.sample_indices = index

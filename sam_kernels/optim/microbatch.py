@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .batches import Losses, OfLosses, Turn, mean_backward
+from .batches import Losses, OfLosses, Turn, is_count, mean_backward
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -34,7 +34,7 @@ class MicroBatch(OfLosses):
                 f"shard_size is {self.shard_size!r} and shards is {self.shards!r}; expected one of them: samples per shard, or how many"
             )
         for name, value in (("shard_size", self.shard_size), ("shards", self.shards)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and not is_count(value):
                 raise ValueError(f"{name} is {value!r}; expected an int >= 1")
 
     def turns_of(self, optimizer: SAM, losses: Losses, size: int, ids: Tensor | None) -> Sequence[Turn]:

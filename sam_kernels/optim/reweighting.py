@@ -29,11 +29,10 @@ from torch import Tensor
 
 from .. import per_sample
 from ..batchnorm import frozen_batchnorm
-from ..ops.draw import OP as DRAW
 from ..ops.draw import draw
 from ..ops.gibbs_weights import gibbs_weights
 from ..spans import span, spanned
-from .batches import Losses, OfLosses, backward, losses_of, no_grad_losses, random_state
+from .batches import Losses, OfLosses, backward, check_draws, is_count, losses_of, no_grad_losses, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -62,7 +61,7 @@ class Reweighted(OfLosses):
             raise ValueError(f"delta is {self.delta!r}; expected a finite number > 0, the length of a probe's step in every weight")
         if not isinstance(self.probes, int) or self.probes < 1:
             raise ValueError(f"probes is {self.probes!r}; expected an int >= 1")
-        if self.draw is not None and (not isinstance(self.draw, int) or isinstance(self.draw, bool) or self.draw < 1):
+        if self.draw is not None and not is_count(self.draw):
             raise ValueError(f"draw is {self.draw!r}; expected an int >= 1, how many samples the ascent looks at, or None for all")
         if self.batchnorm not in ("error", "contribution"):
             raise ValueError(
@@ -78,8 +77,8 @@ class Reweighted(OfLosses):
                 raise ValueError(f"lam is {self.lam.item()}; expected a finite number >= 0")
 
     def check(self, optimizer: SAM) -> None:
-        if self.draw is not None and optimizer.backend is not None:
-            DRAW.named(optimizer.backend, optimizer.device.type, torch.float32)
+        if self.draw is not None:
+            check_draws(optimizer)
         if self.estimator == "exact" and optimizer.model is None:
             raise ValueError("estimator 'exact' watches the layers of the model; pass model=, or choose 'logits' or 'finite_difference'")
         if self.estimator == "exact":
@@ -122,9 +121,8 @@ class Reweighted(OfLosses):
         weights = self._weigh(optimizer, norms.norm)
         with span("weighted gradients"):
             grads = norms.weighted_gradients(weights)
-        for group in optimizer.param_groups:  # nobody else's gradients
-            for p in group["params"]:
-                p.grad = grads.get(p)
+        for p in optimizer.members():  # nobody else's gradients
+            p.grad = grads.get(p)
         return found.detach().mean()
 
     def _probed(self, optimizer: SAM, losses: Losses, batch_size: int) -> tuple[Tensor, Tensor]:

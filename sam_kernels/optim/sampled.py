@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..ops.draw import OP as DRAW
 from ..ops.draw import draw
 from ..ops.lists import accumulator
 from ..spans import span, spanned
-from .batches import Losses, OfLosses, Turn, mean_backward, random_state
+from .batches import Losses, OfLosses, Turn, check_draws, is_count, mean_backward, random_state
 
 if TYPE_CHECKING:
     from .sam import SAM
@@ -42,7 +41,7 @@ class Sampled(OfLosses):
     takes_ids = True
 
     def __post_init__(self) -> None:
-        if not _is_int(self.num_samples) or self.num_samples < 1:
+        if not is_count(self.num_samples):
             raise ValueError(f"num_samples is {self.num_samples!r}; expected an int >= 1, the number of samples in the training set")
         if not isinstance(self.alpha, int | float) or not 0 < self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha!r}; expected a number in (0, 1], the share of the samples in both passes")
@@ -52,12 +51,11 @@ class Sampled(OfLosses):
                 f"s_min is {self.s_min!r} and s_max is {self.s_max!r}; expected odds of being drawn, 0 < s_min <= s_max, and not more "
                 f"than {ODDS:g} to one"
             )
-        if not _is_int(self.ramp) or self.ramp < 0:
+        if not is_count(self.ramp, least=0):
             raise ValueError(f"ramp is {self.ramp!r}; expected an int >= 0, passes over the data until the odds differ by s_max / s_min")
 
     def check(self, optimizer: SAM) -> None:
-        if optimizer.backend is not None:
-            DRAW.named(optimizer.backend, optimizer.device.type, torch.float32)
+        check_draws(optimizer)
 
     def new_state(self, optimizer: SAM) -> dict[str, Any]:
         dtype = accumulator(optimizer.members()[0].dtype)
@@ -144,7 +142,3 @@ class _Step:
             state["sum"][used] += torch.where(counts, change, 0)
             state["count"][used] += counts.to(state["count"])
         state["seen"] += self.size
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

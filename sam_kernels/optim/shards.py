@@ -65,7 +65,8 @@ class Shards:
 
 def add(sums: list[Tensor | None], grads: Sequence[Tensor | None], share: float) -> None:
     """Add ``share`` of every gradient, in the accumulation dtype and in memory that nobody else writes."""
-    for i, grad in enumerate(grads):
-        if grad is not None:
-            held = sums[i]
-            sums[i] = share * grad.to(accumulator(grad.dtype)) if held is None else held.add_(grad, alpha=share)
+    found = [(i, held, grad) for i, (held, grad) in enumerate(zip(sums, grads, strict=True)) if grad is not None]
+    if known := [(held, grad) for _, held, grad in found if held is not None]:
+        torch._foreach_add_([held for held, _ in known], [grad for _, grad in known], alpha=share)
+    for i, _, grad in (item for item in found if item[1] is None):
+        sums[i] = share * grad.to(accumulator(grad.dtype))

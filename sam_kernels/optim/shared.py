@@ -123,7 +123,7 @@ class SharedState(Optimizer):
     @property
     def device(self) -> torch.device:
         """Of the first parameter: where what is drawn for a step lives."""
-        return self.members()[0].device
+        return next(p.device for group in self.param_groups for p in group["params"])
 
     def _get_buckets(self) -> list[Bucket]:
         if self._buckets is None:
