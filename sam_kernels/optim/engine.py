@@ -5,7 +5,7 @@ A norm runs over all buckets. With one bucket it is reduced inside the launch; w
 handed to every launch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from operator import attrgetter
@@ -121,7 +121,7 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
         add_up(buckets, [bucket.gram[:1] for bucket in buckets])
     launch("all" if len(buckets) == 1 else "update")
     for part, _ in selection:
-        torch.autograd.graph.increment_version(part.params)
+        written(part.params)
         part.bucket.perturbed = part
 
 
@@ -147,7 +147,7 @@ def signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> Ca
             b.sq_norm.fill_(1.0)  # given, and finite
             function(part.params, [], part.stash, [], b.sq_norm, None, None, None, None, part.rows, hyper, [1.0, 0.0], [], 0.0, False,
                      "update", noise.to(b.device), stream)  # fmt: skip
-            torch.autograd.graph.increment_version(part.params)
+            written(part.params)
             b.perturbed = part
 
     return launch
@@ -194,7 +194,7 @@ def descend_all(selection: Selection, s: Settings, update: Update, state: dict[T
             b.sq_norm if update.ascended else None, on(b, update.found_inf), b.loss_scale if update.scaled else None, lr, part.rows, hyper,
             update.base, update.rule.coefficients.flat, False, update.rule.match_norm, update.max_norm, False, needed, given,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
+        written([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
         if part.index is not None:
             b.state.steps[part.index] = steps
 
@@ -210,13 +210,21 @@ def restore(part: Part, backend: str | None) -> None:
         for p, clean in zip(part.params, part.stash, strict=True):
             if p.shape == clean.shape:  # one that was resized has no clean value any more
                 p.copy_(clean)
+        written([])
         return
     params = Row(part.params) if moved else part.params
     implementation(descend.OP, bucket, backend)(
         params, part.stash, [], [], [], [], [], [], None, None, None, None, None, None, part.rows, [], "none", _NO_COEFFICIENTS,
         False, False, inf, False, 0, 0,
     )  # fmt: skip
-    torch.autograd.graph.increment_version(params)
+    written(params)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd what kernels have written, and autocast that its copies of weights in lower precision are stale: within one autocast
+    region around both passes it would hand the old ones to the second."""
+    torch.autograd.graph.increment_version(tensors)
+    torch.clear_autocast_cache()
 
 
 _NO_COEFFICIENTS = [0.0] * 45

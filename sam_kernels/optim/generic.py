@@ -30,6 +30,7 @@ def step_base(base: Optimizer, selection: engine.Selection, update: engine.Updat
         p.grad = x
     try:
         base.step()
+        engine.written([])
     finally:
         for p, grad in zip(params, held, strict=True):
             p.grad = grad
