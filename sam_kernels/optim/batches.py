@@ -40,6 +40,7 @@ class BatchRule:
     """How the passes of a step look at the batch."""
 
     radius: float = 1.0  # times rho
+    on_host: str = ""  # what it does on the host at every step, so that a captured step could not
 
     def check(self, optimizer: SAM) -> None:
         """Refuse, at construction, an optimizer that this rule cannot serve."""

@@ -42,6 +42,12 @@ class Efficient(OfLosses):
     def radius(self) -> float:  # type: ignore[override]
         return 1 / self.beta
 
+    @property
+    def on_host(self) -> str:  # type: ignore[override]
+        if self.beta < 1:
+            return "with beta < 1 tosses its coins on the host"
+        return "with gamma < 1 rewinds torch's generators, for dropout," if self.gamma < ALL else ""
+
     def check(self, optimizer: SAM) -> None:
         if self.beta < 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise NotImplementedError(

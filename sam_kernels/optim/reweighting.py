@@ -76,6 +76,10 @@ class Reweighted(OfLosses):
             if not self.lam.is_cuda and not (isfinite(self.lam.item()) and self.lam.item() >= 0):
                 raise ValueError(f"lam is {self.lam.item()}; expected a finite number >= 0")
 
+    @property
+    def on_host(self) -> str:  # type: ignore[override]
+        return "with finite differences rewinds torch's generators, for dropout," if self.estimator == "finite_difference" else ""
+
     def check(self, optimizer: SAM) -> None:
         if self.draw is not None:
             check_draws(optimizer)

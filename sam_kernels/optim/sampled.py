@@ -39,6 +39,7 @@ class Sampled(OfLosses):
     ramp: int = 30
 
     takes_ids = True
+    on_host = "counts its passes over the data on the host"
 
     def __post_init__(self) -> None:
         if not is_count(self.num_samples):
