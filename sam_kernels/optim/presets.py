@@ -53,8 +53,8 @@ class ESAM(SAM):
 
     Args:
         beta: every tensor takes part in an ascent with this probability, in (0, 1], at least one does; the first step takes all. Their
-            gradient alone is computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator, so that a captured
-            graph keeps one choice. Below 1 it takes one process, and no reentrant checkpoints.
+            gradient alone is computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator: not for
+            ``capture``. Below 1 it takes one process, and no reentrant checkpoints.
         gamma: share of the samples in the second pass, in (0, 1]: those whose loss the ascent has raised most, strictly more than sample
             number ``int(gamma B)`` in that order, so one fewer, as the authors have it; at least one. From 0.99 on, all.
         inclusive: take ``ceil(gamma B)`` samples instead.
@@ -88,7 +88,7 @@ class AUSAM(SAM):
     the parameters, is part of ``state_dict``; a step that was skipped, and a loss that is not finite, leave no trace in it. As its authors
     have it, a sample that was never looked at counts as a change of 1, which is large; with ``drop_last=True`` the first pass misses some.
     ``sample_indices`` are the positions that the last step drew, None for all. Where samples are left out, dropout drops the same in
-    both passes. Passes are counted on the host: a captured graph stays in the one that it was captured in. Every process has its own table.
+    both passes. Passes are counted on the host: not for ``capture``. Every process has its own table.
     """
 
     def __init__(
