@@ -32,8 +32,9 @@ class Captured(Generic[R]):
         self._options = LiveOptions(optimizer)
         snapshot = Snapshot(optimizer)
         try:
-            with self._options.in_groups(), snapshot.watching():
-                self._warm_up(warmup)
+            with self._options.in_groups():
+                with snapshot.watching():
+                    self._warm_up(warmup)
                 optimizer.zero_grad(set_to_none=True)  # gradients are to be the graph's own, which nobody can free
                 buffers = snapshot.buffers()
                 self._outputs = tree_map_only(Tensor, Tensor.detach, self._recorder.record(self._run))

@@ -61,4 +61,5 @@ class Snapshot:
         torch.set_rng_state(self._host)
         if self._device is not None:
             torch.cuda.set_rng_state(self._device, self._optimizer.device)
+            torch.cuda.current_stream(self._optimizer.device).synchronize()  # copies may be the memory of another stream
         torch.clear_autocast_cache()
