@@ -205,3 +205,15 @@ def test_dropout_drops_the_same_where_losses_are_subtracted(kind: str) -> None:
     net[1].register_forward_hook(lambda _m, _x, y: seen.append((y == 0).clone()))
     run(kind, net, 1)
     assert torch.equal(seen[0], seen[1]) and 0 < seen[0].sum() < seen[0].numel()
+
+
+def test_losses_of_samples_without_a_batch_rule_are_refused() -> None:
+    """Nobody would have called backward: a step that does nothing."""
+    net = problems.model(dtype=torch.float32)
+    opt = SAM(net.parameters(), "sgd", lr=0.1)
+    kept = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match=r"losses of shape \(12,\) and left no gradient"):
+        opt.step(
+            lambda index=None: nn.functional.cross_entropy(net(x := problems.batch(0, net)[0]), x.new_zeros(12).long(), reduction="none")
+        )
+    assert all(map(torch.equal, kept, net.parameters()))

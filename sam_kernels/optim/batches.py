@@ -62,7 +62,17 @@ class WholeBatch(BatchRule):
         for name, value in (("batch_size", batch.size), ("sample_ids", batch.ids)):
             if value is not None:
                 raise ValueError(f"{name} is {value}, which a closure that calls backward itself has no use for; leave it out")
-        return (Turn(closure, closure),)
+
+        def first() -> Any:
+            loss = closure()
+            if isinstance(loss, Tensor) and loss.dim() and loss.requires_grad and all(p.grad is None for p in optimizer.members()):
+                raise RuntimeError(
+                    f"closure() returned losses of shape {tuple(loss.shape)} and left no gradient; expected it to call backward on their "
+                    "mean. A function of losses alone is for batch rules: batch=rules.MicroBatch(...), or a preset such as ReweightedSAM"
+                )
+            return loss
+
+        return (Turn(first, closure),)
 
 
 class OfLosses(BatchRule):
