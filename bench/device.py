@@ -48,7 +48,7 @@ def fastest(provider: Provider, workload: str, method: Method) -> dict[str, Any]
     return variants[min(range(len(variants)), key=lambda k: min(column(rounds, str(k), WALL)))]
 
 
-def launches(step: Step, timed: Callable[[], Times]) -> int:
+def launches(step: Step, timed: Callable[[], Times]) -> int | None:
     """Kernels, copies and fills on the device in one step; ``timed`` has set gradients."""
     timed()
     return device.launches([(device.nothing, step.first), (device.nothing, step.second)])

@@ -3,14 +3,17 @@
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
-from .profiling import COMMANDS, Refused
+from .backends import requested
+from .profiling import CLOSED, COMMANDS, INTERRUPTED, REFUSED, Refused
+from .profiling.outputs import Unprinted
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sam-kernels", description="Look at, time and profile the kernels of sam_kernels.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="sam-kernels", description="Look at, time and profile the kernels of sam_kernels.")
+    subparsers = whole.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
     for name in COMMANDS:
         module = importlib.import_module(f".profiling.{name}", __package__)
         about = (module.__doc__ or "").strip()
@@ -18,12 +21,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub = subparsers.add_parser(name, help=about.splitlines()[0], description=about, formatter_class=formatter)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
-    found = parser.parse_args(arguments)
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 where something failed; 2 for what cannot be measured; as of a shell after Ctrl-C and for a closed pipe."""
+    name = "sam-kernels"
     try:
+        found = parser().parse_args(arguments)
+        name = f"{name} {found.command}"
+        _check_environment()
         return int(found.run(found) or 0)
     except Refused as error:
-        print(f"sam-kernels {found.command}: {error}", file=sys.stderr)
-        return 2
+        if error.__cause__ is not None:  # of the user's own code
+            traceback.print_exception(error.__cause__)
+        print(f"{name}: {error}", file=sys.stderr)
+        return REFUSED
+    except Unprinted as error:
+        if not error.closed:
+            print(f"{name}: {error}", file=sys.stderr)
+        return CLOSED if error.closed else 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _check_environment() -> None:
+    try:
+        requested("cpu")
+    except ValueError as error:
+        raise Refused(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -136,8 +136,16 @@ def call(op: Op, backend: str | None, *arguments: Any) -> Any:
 
 def show_backends() -> str:
     """Table of op x backend for CPU and CUDA tensors in fp32: ``*`` chosen, ``+`` available, else why not. Printed and returned."""
+    table = backends_table()
+    print(table)
+    return table
+
+
+def backends_table() -> str:
+    """Without printing it."""
     width = max(map(len, OPS)) + 2
-    lines, reasons = [f"{'op':<{width}}{'device':<8}" + "".join(f"{name:<11}" for name in BACKENDS)], {}
+    lines = [f"{'op':<{width}}{'device':<8}" + "".join(f"{name:<11}" for name in BACKENDS)]
+    reasons: dict[str, dict[str, list[str]]] = {backend: {} for backend in BACKENDS}  # backend -> why -> ops
     for op in OPS.values():
         for device in ("cpu", "cuda"):
             chosen, row = op.chosen(device, torch.float32), f"{op.name:<{width}}{device:<8}"
@@ -145,13 +153,12 @@ def show_backends() -> str:
                 found = op.implementations.get(backend)
                 why = op.missing.get(backend, "not built") if found is None else found.refuses(device, torch.float32)
                 row += f"{'*' if backend == chosen else '+' if why is None else '-':<11}"
-                if why is not None and found is None:
-                    reasons[backend] = why
+                if why is not None and found is None and device == "cpu":
+                    reasons[backend].setdefault(why, []).append(op.name)
             lines.append(row)
     lines += ["", "* chosen   + available by name   - not available"]
-    lines += [f"{backend}: {why}" for backend, why in reasons.items()]
+    for backend, whys in reasons.items():
+        lines += [f"{backend}: {why}" + (f" ({', '.join(ops)})" if len(whys) > 1 else "") for why, ops in whys.items()]
     if importlib.util.find_spec("sam_kernels._info"):
         lines.append(f"cpp: kernels for {importlib.import_module('sam_kernels._info').cpu_isa()}")
-    table = "\n".join(lines)
-    print(table)
-    return table
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sam_kernels.__main__ import main
-from sam_kernels.profiling import bench, cases, info, kernels, match
+from sam_kernels.profiling import bench, cases, info, kernels, match, measuring, plans
 from sam_kernels.profiling.batch_cases import BATCH_OPS, BatchCase
 from sam_kernels.profiling.cases import LIST_OPS, ListCase, StepCase
 from sam_kernels.profiling.methods import Method
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         return original(*arguments, **options)
 
     monkeypatch.setitem(LIST_OPS, "ascend_:adaptive", replace(LIST_OPS["ascend_:adaptive"], call=interrupted))
-    monkeypatch.setattr(bench, "in_a_row", lambda phases, device: 1)
+    monkeypatch.setattr(measuring, "in_a_row", lambda phases, device: 1)
     path = tmp_path / "a.json"
     ops = "ascend_,ascend_:adaptive,inner_products:gh"
     assert main(["bench", "--op", ops, "--shapes", "9x4", "--backend", "reference", "--json", str(path), *QUICK]) == 130
@@ -358,7 +358,7 @@ def test_a_backend_by_name_that_cannot_run_it(capsys: pytest.CaptureFixture) -> 
 
 
 def test_too_large_is_refused_before_anything_is_allocated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(bench, "memory", lambda device: (20 << 30, 30 << 30))
+    monkeypatch.setattr(plans, "memory", lambda device: (20 << 30, 30 << 30))
     monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("something was allocated"))
     arguments = ["bench", "--device", "cpu", "--backend", "reference"]
     assert main([*arguments, "--op", "ascend_", "--workload", "resnet18,gpt2_xl"]) == 2
@@ -370,19 +370,20 @@ def test_too_large_is_refused_before_anything_is_allocated(monkeypatch: pytest.M
 
 def test_llama_is_made_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 80 << 30
-    monkeypatch.setattr(bench, "memory", lambda device: (free, free))
+    monkeypatch.setattr(plans, "memory", lambda device: (free, free))
     seen = []
     monkeypatch.setattr(bench, "measure", lambda case, backends, *_: (seen.append((case, backends)), ({"backends": {}}, True))[1])
     assert main(["bench", "--device", "cpu", "--backend", "reference,cpp", "--step", "sam", "--workload", "llama7b"]) == 130
     ((case, backends),) = seen
     assert 1 < int(case.workload.note.split()[0]) < 32
-    assert 0.8 * free < case.needed(len(backends)) + bench.COPY <= 0.95 * free
+    assert 0.8 * free < case.needed(len(backends)) + measuring.COPY <= 0.95 * free
 
 
 def test_the_interpreter_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert main(["bench", "--op", "ascend_", "--backend", "reference"]) == 2
+    assert main(["bench", "--op", "ascend_", "--backend", "triton", "--shapes", "9"]) == 2
     assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+    assert main(["bench", "--op", "ascend_", "--device", "cpu", "--backend", "reference", "--shapes", "9", *QUICK]) == 0
 
 
 def test_bytes_are_those_of_the_operands() -> None:

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 COMMANDS = tuple(name for name in ("info", "bench", "profile") if find_spec(f"{__name__}.{name}"))
+REFUSED, INTERRUPTED, CLOSED = 2, 130, 141  # exit status; the latter two as of a shell: Ctrl-C, and a pipe that nobody reads
 
 
 class Refused(ValueError):

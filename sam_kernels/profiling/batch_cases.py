@@ -71,6 +71,7 @@ class BatchOp:
     numbers: Callable[..., tuple[int, int, int]]  # of sizes: elements in the dtype, in the accumulation dtype, other bytes that move
     per_sample: Callable[..., int]  # elements that the reference makes for one sample
     cut: bool = True
+    allocates: bool = False  # a result that is as large as an operand
 
 
 def _linear_numbers(b: int, t: int, d: int, p: int) -> tuple[int, int, int]:
@@ -106,7 +107,7 @@ BATCH_OPS: dict[str, BatchOp] = {
     "cross_entropy_sample_backward": BatchOp(
         "cross_entropy_sample_backward", "NxC", "classes", make_logits, run_cross_entropy_backward, match_backward,
         ((256, 1000), (1024, 50257)),
-        lambda n, c: (2 * n * c, 4 * n, 8 * n), lambda n, c: c,
+        lambda n, c: (2 * n * c, 4 * n, 8 * n), lambda n, c: c, allocates=True,
     ),
     **{
         f"linear_grad_norms:{method}": BatchOp(
@@ -128,7 +129,7 @@ BATCH_OPS: dict[str, BatchOp] = {
     ),
     "normalization_grads": BatchOp(
         "normalization_grads", "BxTxGxDxS", "normalization", make_normalization, run_normalization, match_normalization,
-        ((16, 197, 1, 768, 1), (32, 1, 32, 4, 784)), _normalization_numbers, lambda b, t, g, d, s: t * g * d * s,
+        ((16, 197, 1, 768, 1), (32, 1, 32, 4, 784)), _normalization_numbers, lambda b, t, g, d, s: t * g * d * s, allocates=True,
     ),
 }  # fmt: skip
 SCHEMES_HELP = "; ".join(dict.fromkeys(f"{op.op} {op.dims}" for op in BATCH_OPS.values()))
@@ -158,8 +159,9 @@ LAYERS: Mapping[str, dict[str, Sizes]] = {  # a typical layer of a model in a ba
 }
 
 
-def sizes_of(what: str, sizes: str | None, workload: str | None) -> Iterator[tuple[str, Sizes]]:
-    """What an op is run on: sizes of its own, the layers of the named models, or its defaults."""
+def sizes_of(what: str, sizes: str | None, workloads: Sequence[str] | None, left_out: list[str]) -> Iterator[tuple[str, Sizes]]:
+    """What an op is run on: sizes of its own, the layers of the named models, or its defaults. ``left_out`` is told of models without such
+    a layer."""
     op = BATCH_OPS[what]
     expected = f"expected {op.dims} for {op.op}, such as {'x'.join(map(str, op.defaults[0]))}"
     if sizes is not None:
@@ -168,15 +170,14 @@ def sizes_of(what: str, sizes: str | None, workload: str | None) -> Iterator[tup
             if len(parts) != len(op.dims.split("x")) or not all(part.isdigit() and int(part) for part in parts):
                 raise Refused(f"--sizes is {text.strip()!r}; {expected}")
             yield text.strip(), tuple(map(int, parts))
-    elif workload is not None:
-        for name in workload.split(","):
-            if op.layer not in LAYERS.get(name.strip(), {}):
+    elif workloads is not None:
+        for name in workloads:
+            if op.layer in LAYERS.get(name, {}):
+                found = LAYERS[name][op.layer]
+                yield f"{name} {'x'.join(map(str, found))}", found
+            else:
                 models = [model for model, layers in LAYERS.items() if op.layer in layers]
-                raise Refused(
-                    f"--workload {name.strip()} has no layer for {what}; expected one of {', '.join(models)}, or --sizes {op.dims}"
-                )
-            found = LAYERS[name.strip()][op.layer]
-            yield f"{name.strip()} {'x'.join(map(str, found))}", found
+                left_out.append(f"--workload {name} has no layer for {what}; expected one of {', '.join(models)}, or --sizes {op.dims}")
     else:
         for found in op.defaults:
             yield "x".join(map(str, found)), found
@@ -186,7 +187,7 @@ class BatchCase(Case):
     def __init__(self, what: str, label: str, sizes: Sizes, dtype_name: str) -> None:
         self.what, self.on, self.sizes, self.dtype_name = what, label, sizes, dtype_name
         self.op = BATCH_OPS[what]
-        self.ops = (self.op.op,)
+        self.ops, self.allocates = (self.op.op,), self.op.allocates
         self.counts = {"samples": sizes[0]}
         low, wide, other = self.op.numbers(*sizes)
         self.moved = low * self.dtype.itemsize + wide * accumulator(self.dtype).itemsize + other

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.lists import accumulator
-from .device import Phases, nothing
+from .device import Call, Phases, nothing
 from .match import assert_elementwise, assert_reduction
 from .methods import DTYPES, STATE, Method, bytes_per_parameter
 from .steps import Ours, Step, gradients, parameters, results_of, trajectory
@@ -23,7 +23,9 @@ STEP_OPS = ("inner_products", "ascend_", "descend_")
 
 
 class Case(ABC):
-    """``moved``: bytes that have to move, each operand once. ``ops``: what a backend must have."""
+    """``moved``: bytes that have to move, an operand as often as it must be read. ``ops``: what a backend must have. ``allocates``: a call
+    makes its result anew, as large as an operand; then so does the copy that it is compared with, since a system takes time to hand out
+    memory."""
 
     what: str  # as it is asked for
     on: str  # workload or sizes
@@ -31,6 +33,7 @@ class Case(ABC):
     moved: int
     ops: tuple[str, ...]
     counts: dict[str, int]  # of what it works on: tensors, parameters, ...
+    allocates: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +77,8 @@ def temporaries(workload: Workload) -> int:
 @dataclass(frozen=True)
 class ListOp:
     """An op over lists of tensors. ``lists``: name -> (scale of its values, whether it is kept in the accumulation dtype);
-    ``reads`` and ``writes`` say which have to move, a list as often as it must be read."""
+    ``reads`` and ``writes`` say which have to move, a list as often as it must be read. ``undone``: a list that every call moves on, and
+    the one that it leaves its values in: without putting them back, the hundredth call would work on other numbers than the first."""
 
     op: str
     call: Callable[..., Any]
@@ -82,6 +86,7 @@ class ListOp:
     reads: tuple[str, ...]
     writes: tuple[str, ...] = ()
     options: Mapping[str, Any] | None = None
+    undone: tuple[str, str] | None = None
 
 
 def _momentum(keys: str) -> dict[str, tuple[float, bool]]:
@@ -95,11 +100,11 @@ LIST_OPS = {
     "inner_products:gh": ListOp("inner_products", ops.inner_products, {"g": (0.1, False), "h": (0.2, False)}, ("g", "h")),
     "ascend_": ListOp(
         "ascend_", ops.ascend_, {"params": (0.05, False), "grads": (0.1, False), "stash": (0.0, False)}, ("grads", "grads", "params"),
-        ("params", "stash"),
+        ("params", "stash"), undone=("params", "stash"),
     ),
     "ascend_:adaptive": ListOp(
         "ascend_", ops.ascend_, {"params": (0.05, False), "grads": (0.1, False), "stash": (0.0, False)},
-        ("grads", "params", "grads", "params"), ("params", "stash"), {"adaptive": True},
+        ("grads", "params", "grads", "params"), ("params", "stash"), {"adaptive": True}, ("params", "stash"),
     ),
     "descend_:none": ListOp(
         "descend_", ops.descend_, {"params": (0.05, False), "stash": (0.05, False)}, ("stash",), ("params",), {"base": "none"}
@@ -173,7 +178,12 @@ class ListCase(Case):
 
     def calls(self, backends: Sequence[str], device: str) -> dict[str, Phases]:
         inputs = self._inputs(self.workload.shapes, self.dtype, device)
-        return {backend: [(nothing, partial(self.op.call, **inputs, backend=backend))] for backend in backends}
+        restore: Call = nothing
+        if self.op.undone:
+            moved, kept = (inputs[name] for name in self.op.undone)
+            torch._foreach_copy_(kept, moved)
+            restore = partial(torch._foreach_copy_, moved, kept)
+        return {backend: [(restore, partial(self.op.call, **inputs, backend=backend))] for backend in backends}
 
 
 class StepCase(Case):

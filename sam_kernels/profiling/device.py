@@ -87,14 +87,17 @@ def entry(phases: Phases, device: str, times: int = 1) -> Callable[[], Times]:
     return cuda_entry(phases) if device == "cuda" else cpu_entry(phases, times)
 
 
-def copy_phases(nbytes: int, device: str) -> Phases:
-    """A copy that moves so many bytes."""
-    source, target = (make(max(nbytes // 8, 1), device=device) for make in (torch.ones, torch.empty))
+def copy_phases(nbytes: int, device: str, allocates: bool = False) -> Phases:
+    """A copy that moves so many bytes, into the same memory or into memory that each call ``allocates``."""
+    source = torch.ones(max(nbytes // 8, 1), device=device)
+    if allocates:
+        return [(nothing, source.clone)]
+    target = torch.empty_like(source)
     return [(nothing, lambda: target.copy_(source))]
 
 
-def launches(phases: Phases) -> int:
-    """Kernels, copies and fills on the CUDA device; loads are not counted."""
+def launches(phases: Phases) -> int | None:
+    """Kernels, copies and fills on the CUDA device; loads are not counted. None where torch's profiler sees no device, as beside Nsight."""
     found = 0
     for load, phase in phases:
         load()
@@ -107,7 +110,7 @@ def launches(phases: Phases) -> int:
             profile.export_chrome_trace(str(path))
             events = json.loads(path.read_text())["traceEvents"]
         found += sum(event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset") for event in events)
-    return found
+    return found or None
 
 
 def memory(device: str) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """What is there: backends of every op, the build, the machine, and what the CUDA kernels use of a multiprocessor."""
 
 import argparse
-import json
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 import torch
 
 from ..backends.native import build_info
-from ..registry import OPS, show_backends
+from ..registry import OPS, backends_table
+from . import Refused
 from .kernels import ARCHS, Usage, cuobjdump, usages
+from .outputs import Outputs
 from .tables import plain
 from .where import described, where
 
@@ -24,35 +25,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    show_backends()
-    print("\nbuild")
+    outputs = Outputs(json=arguments.json)
     build = build_info()
     width = max(map(len, build))
-    for name, said in build.items():
-        print(f"  {name:<{width}}  {said}")
     places = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     machine = {device: where(device) for device in places}
-    print("\nmachine")
-    for device, found in machine.items():
-        print(f"  {device}: {described(found)}, {found['memory_bytes'] / 1e9:.3g} GB")
     used, why_not = kernels(arguments.arch)
-    print(f"\nCUDA kernels\n{why_not or table(used)}")
-    if arguments.json:
-        ops = {
-            op.name: {"missing": op.missing, "there": {name: list(found.devices) for name, found in op.implementations.items()}}
-            for op in OPS.values()
-        }
-        whole: dict[str, Any] = {"build": build, "machine": machine, "ops": ops}
-        whole["kernels"] = [asdict(u) | {"blocks": u.blocks, "occupancy": u.occupancy} for u in used]
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
-    return 0
+    ops = {
+        op.name: {"missing": op.missing, "there": {name: list(found.devices) for name, found in op.implementations.items()}}
+        for op in OPS.values()
+    }
+    whole: dict[str, Any] = {"build": build, "machine": machine, "ops": ops}
+    whole["kernels"] = [asdict(u) | {"blocks": u.blocks, "occupancy": u.occupancy} for u in used]
+    outputs.json(whole)
+    said = [backends_table(), "\nbuild", *(f"  {name:<{width}}  {how}" for name, how in build.items()), "\nmachine"]
+    said += [f"  {device}: {described(found)}, {found['memory_bytes'] / 1e9:.3g} GB" for device, found in machine.items()]
+    outputs.end("\n".join([*said, f"\nCUDA kernels\n{why_not or table(used)}"]))
+    return int(bool(outputs.failed))
 
 
 def kernels(arch: str | None) -> tuple[list[Usage], str]:
     """Those of one architecture, or of all that were built; else why there is nothing to say."""
-    from . import Refused
-
     if arch not in (None, "all", *ARCHS):
         raise Refused(f"--arch is {arch!r}; expected one of {', '.join(ARCHS)}, or all")
     if not LIBRARY.exists():

@@ -13,7 +13,8 @@ the ratio of the two epsilons. A reduction over n terms in an accumulator of pre
 Non-finite elements must be non-finite in the same places. The tests find this as ``tolerance``; a benchmark matches by it before it times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ FACTOR, ULPS = 2.0, 1.0
 
 class Mismatch(AssertionError):
     """A result that errs by more than the rule allows."""
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in fp32 as the rule expects them: torch lets cuDNN round their operands to TF32 unless it is told not to."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _require(condition: bool, message: str) -> None:
@@ -70,12 +81,15 @@ def assert_loop(name: str, got: Sequence[Tensor], truth: Sequence[Tensor]) -> No
 
 
 def assert_sums(name: str, got: Tensor, want: Tensor, terms: float, sizes: Tensor, accumulator: torch.dtype) -> None:
-    """Many reductions at once, each over ``terms`` terms whose absolute values sum to ``sizes``; stored in the dtype of ``got``."""
+    """Many reductions at once, each over ``terms`` terms whose absolute values sum to ``sizes``; stored in the dtype of ``got``, where a
+    small number loses as much as the smallest subnormal one."""
     got64, want64, sizes64 = (x.detach().double().cpu() for x in (got, want, sizes))
     finite = torch.isfinite(want64)
     _require(torch.equal(torch.isfinite(got64), finite), f"{name}: non-finite elements where the reference has none, or the reverse")
-    stored = torch.finfo(got.dtype).eps if got.dtype != accumulator else 0.0
-    allowed = FACTOR * max(terms, 1.0) ** 0.5 * torch.finfo(accumulator).eps * sizes64 + stored * want64.abs()
+    allowed = FACTOR * max(terms, 1.0) ** 0.5 * torch.finfo(accumulator).eps * sizes64
+    if got.dtype != accumulator:
+        stored = torch.finfo(got.dtype)
+        allowed = allowed + stored.eps * want64.abs().clamp(min=stored.smallest_normal)
     excess = ((got64 - want64).abs() - allowed)[finite]
     worst = excess.max().item() if excess.numel() else 0.0
     _require(worst <= 0.0, f"{name}: errs by {worst:.3e} more than sums over {terms:g} terms may")

@@ -10,12 +10,13 @@ from .tables import between, number, plain
 from .where import described
 
 Result = dict[str, Any]
+MANY = 1000  # tensors: from there on the checks of a call take as long as the call
 
 
 @contextmanager
 def progress(count: int) -> Iterator[Callable[[str], None]]:
     """A bar where there is somebody to look at it; a function that is told what comes next."""
-    if count < 2 or not sys.stderr.isatty() or find_spec("tqdm") is None:
+    if count < 2 or sys.stderr is None or not sys.stderr.isatty() or find_spec("tqdm") is None:
         yield lambda name: None
         return
     from tqdm import tqdm
@@ -53,7 +54,8 @@ def text(found: Result) -> str:
     for result in results:
         label = [result["what"], result["on"], result["dtype"]]
         for backend, p in result["backends"].items():
-            values = [show(p) if key in p else "failed" if "failed" in p else "" for key, show in columns.values()]
+            failed = "failed" in p or ("failed" in result and "ms" not in p)
+            values = [show(p) if key in p else "failed" if failed else "" for key, show in columns.values()]
             lines.append([*label, backend, number(result["bytes"] / 1e6), *values])
             label = [""] * len(label)
     copies = [result["copy_gb_per_s"]["median"] for result in results if "copy_gb_per_s" in result]
@@ -70,6 +72,12 @@ def text(found: Result) -> str:
             count = result[unit]
             if result.get("matched", count) < count:
                 said.append(f"{result['what']}, {result['on']}: matched on {result['matched']:,} of {count:,} {unit}")
+    for result in results:
+        name = f"{result['what']}, {result['on']}, {result['dtype']}"
+        if "failed" in result:
+            said.append(f"{name}: {result['failed']}; {result.get('rounds', 0)} rounds were complete")
+        if result["device"] == "cpu" and result.get("tensors", 0) > MANY and not result["what"].startswith("step"):
+            said.append(f"{name}: the checks of {result['tensors']:,} tensors included, which an optimizer does not repeat: see --step")
     if found["interrupted"]:
         said.append("interrupted: the rest was not measured")
     return "\n".join(said)

@@ -1,11 +1,13 @@
 """Numbers and tables of results as text."""
 
 from collections.abc import Mapping, Sequence
-from math import floor, log10
+from math import floor, isfinite, log10
 
 
 def number(x: float) -> str:
     """Three significant digits, without an exponent."""
+    if not isfinite(x):
+        return str(x)
     return f"{x:.{max(0, 2 - floor(log10(abs(x))))}f}" if x else "0"
 
 

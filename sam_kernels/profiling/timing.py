@@ -26,9 +26,16 @@ class Rounds:
         self.count += 1
 
     def run(self, rounds: int, discard: int = 0) -> "Rounds":
-        for _ in range(discard + rounds):
+        """Rounds of which the first ``discard`` are never among the times, whatever ends them."""
+        kept, self.times = self.times, {name: [] for name in self.times}
+        try:
+            for _ in range(discard):
+                self.round()
+        finally:
+            self.times = kept
+        for _ in range(rounds):
             self.round()
-        return self.discard(discard)
+        return self
 
     def discard(self, rounds: int) -> "Rounds":
         """Forget the first rounds."""
@@ -38,7 +45,7 @@ class Rounds:
 
     def complete(self) -> "Rounds":
         """Forget what was measured of a round that did not come to its end."""
-        least = min(map(len, self.times.values()))
+        least = min(map(len, self.times.values()), default=0)
         for values in self.times.values():
             del values[least:]
         return self

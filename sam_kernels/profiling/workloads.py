@@ -154,9 +154,11 @@ def own(text: str) -> Workload:
             read = json.loads(path.read_text())
             found = list(read.values()) if isinstance(read, dict) else read
             name = path.stem
+            if not all(type(size) is int for shape in found for size in shape):  # neither 2.9 nor true nor "64"
+                raise ValueError
         else:
-            found, name = [part.split("x") for part in text.split(",")], "shapes"
-        shapes = tuple(tuple(int(size) for size in shape) for shape in found)
+            found, name = [list(map(int, part.split("x"))) for part in text.split(",")], "shapes"
+        shapes = tuple(map(tuple, found))
     except OSError as error:
         raise Refused(f"--shapes {text}: {error.strerror or error}") from None
     except (TypeError, ValueError, AttributeError):
