@@ -21,10 +21,14 @@ TABLES = tuple(f"sam_kernels_native::{name}" for name in ("inner_products", "asc
 
 
 class NoHost(TorchDispatchMode):
-    """Raises where the host would wait for the device."""
+    """Raises where the host would wait for the device, but for ``allowed`` functions."""
+
+    def __init__(self, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.allowed = (*NOT_ON_GPU, *allowed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() in (*WAITS, *FROM_HOST) and not called_from(NOT_ON_GPU):
+        if func.name() in (*WAITS, *FROM_HOST) and not called_from(self.allowed):
             raise RuntimeError(f"{func.name()}: not permitted while capturing")
         return func(*args, **(kwargs or {}))
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -108,7 +109,6 @@ class Part:
         self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
         self.rows = self.pick(bucket.rows)
-        self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
         self.layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}
 
@@ -117,6 +117,11 @@ class Part:
         bucket = self._bucket()
         assert bucket is not None, "a part does not outlive its bucket"
         return bucket
+
+    @cached_property
+    def index(self) -> Tensor | None:
+        """The indices on the device, brought there by the first who asks: a copy that the host waits for."""
+        return None if self.is_whole else torch.tensor(self.indices, device=self.bucket.device)
 
     def pick(self, items: list[T]) -> list[T]:
         return items if self.is_whole else [items[i] for i in self.indices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,8 +87,7 @@ class Phases(SharedState):
         selection = self._collect()
         ascended = self._phase == "perturbed"
         update = engine.Update(self._fused or "none", self.descent if ascended else Plain(), self.max_norm, ascended)
-        update = amp.scaled_update(self, update, selection)
-        self._settle(selection)
+        update = replace(amp.scaled_update(self, update, selection), lost=self._settle(selection))
         if selection and self._fused:
             engine.descend_all(selection, self._settings(), update, self.state)
         elif selection:
@@ -97,8 +97,9 @@ class Phases(SharedState):
         self._phase = "clean"
         self.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler may have been given the base: it was stepped
 
-    def _settle(self, selection: engine.Selection) -> None:
-        """Clean weights for all that will not be updated, a stash for all that will be."""
+    def _settle(self, selection: engine.Selection) -> bool:
+        """Clean weights for all that will not be updated, a stash for all that will be. Whether there are any of the first."""
+        lost = False
         present = {part.bucket: part for part, _ in selection}
         source = next((bucket for bucket in self._get_buckets() if bucket.perturbed), None)
         for bucket in self._get_buckets():
@@ -108,11 +109,13 @@ class Phases(SharedState):
             here, there = (set(x.indices) if x is not None else set() for x in (part, perturbed))
             if gone := tuple(sorted(there - here)):
                 engine.restore(bucket.part(gone), self.backend)
-            for i in sorted(here - there):  # first gradient only now: its clean weight is its weight
-                bucket.stash[i].copy_(bucket.params[i])
+                lost = True
+            if late := sorted(here - there):  # first gradient only now: its clean weight is its weight
+                torch._foreach_copy_([bucket.stash[i] for i in late], [bucket.params[i] for i in late])
             if perturbed is None and source is not None:  # the ascent's norms are those of a bucket that took part in it
                 for mine, other in zip((bucket.sq_norm, bucket.gram), (source.sq_norm, source.gram), strict=True):
                     mine.copy_(other)
+        return lost
 
     def _keep_gradients(self, selection: engine.Selection, own: bool) -> None:
         for part, grads in selection:

@@ -136,7 +136,7 @@ class SAM(Phases):
         Raises:
             RuntimeError: no ``first_step()`` came before.
         """
-        if self._phase == "clean":
+        if self._phase == "clean" and isinstance(self.batch, WholeBatch):
             raise RuntimeError("second_step() without first_step(): nothing is perturbed; call first_step() after the first backward")
         self.step()
         if zero_grad:
@@ -193,9 +193,10 @@ class SAM(Phases):
         return loss
 
     def _finish(self) -> None:
-        if self._phase == "clean":
-            raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
         try:
+            if self._phase == "clean":
+                how = "a closure, or a first_step() before it" if isinstance(self.batch, WholeBatch) else "step(losses, batch_size=len(y))"
+                raise RuntimeError(f"step() needs {how}; a step without its ascent would not be SAM")
             self._descend()
         except BaseException:
             for name in ("grad_scale", "found_inf"):  # a GradScaler that does not get to remove them would multiply by them next time
