@@ -37,7 +37,7 @@ def unwritable(folder: Path) -> dict[str, tuple[str, str]]:
     found = {
         "folder": (str(folder), "which is a folder; expected the name of a file"),
         "empty": ("", "which is a folder; expected the name of a file"),
-        "below a file": (str(folder / "file" / "x.json"), "which cannot be written: Not a directory"),
+        "below a file": (str(folder / "file" / "x.json"), "below a file; expected a folder"),
         "no such": ("/proc/nowhere/x.json", "which cannot be written: "),
         "too long": (str(folder / (400 * "x" + ".json")), "which cannot be written: File name too long"),
     }

@@ -17,8 +17,9 @@ ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 HOST_CALLS = ("cuda_runtime", "cuda_driver")
 
 
-def launches_of(step: Callable[[], object]) -> dict[Path, int]:
-    """Kernels, copies and fills that a step on a CUDA device gives rise to, by the innermost phase that is open when the host asks."""
+def launches_of(step: Callable[[], object]) -> dict[Path, int] | None:
+    """Kernels, copies and fills that a step on a CUDA device gives rise to, by the innermost phase that is open when the host asks. None
+    where torch's profiler saw none, since another one, such as Nsight's, has the device."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile, listen(Labels()):
@@ -27,7 +28,7 @@ def launches_of(step: Callable[[], object]) -> dict[Path, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = File(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
-        return attributed(json.loads(path.read_text())["traceEvents"])
+        return attributed(json.loads(path.read_text())["traceEvents"]) or None
 
 
 def attributed(events: Sequence[dict[str, Any]]) -> dict[Path, int]:

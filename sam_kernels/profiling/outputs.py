@@ -52,7 +52,7 @@ class Outputs:
             self._check(f"--{name}", path, figure_types() if name == "plot" else ())
 
     def _check(self, flag: str, path: Path, suffixes: Sequence[str]) -> None:
-        if path.is_dir():
+        if os.path.isdir(path):  # asked of any text
             raise Refused(f"{flag} is {str(path)!r}, which is a folder; expected the name of a file")
         if suffixes and path.suffix.lower() not in suffixes:
             raise Refused(f"{flag} is {str(path)!r}; expected a name that ends in {', '.join(suffixes)}")
@@ -64,6 +64,8 @@ class Outputs:
                 fresh = _beside(path)
                 fresh.touch()
                 fresh.unlink()
+        except FileExistsError:
+            raise Refused(f"{flag} is {str(path)!r}, below a file; expected a folder that exists or can be made") from None
         except OSError as error:
             raise Refused(f"{flag} is {str(path)!r}, which cannot be written: {error.strerror or error}; pass another place") from None
 
@@ -94,7 +96,7 @@ def _replaceable(path: Path) -> bool:
 def _beside(path: Path) -> Path:
     """A new file in the folder of the one that it will be; of its type."""
     real = path.resolve()
-    return real.with_name(f".{os.getpid()}.{real.name}")
+    return real.with_name(f".sam-kernels-{os.getpid()}{real.suffix}")
 
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:

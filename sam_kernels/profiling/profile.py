@@ -14,33 +14,37 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
-import importlib.util
-import json
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import traceback
+from collections.abc import Callable
+from pathlib import Path as File
 from typing import Any
 
 import torch
 
 from ..registry import OPS, check_name
-from ..spans import listen
-from . import Refused
+from . import INTERRUPTED, Refused
 from .launches import launches_of
+from .match import Mismatch
 from .methods import DTYPES
 from .models import MODELS
+from .outputs import Outputs
 from .phases import Profile, plot, profile_of, table
-from .recorder import Labels, Nvtx, Recorder
-from .subjects import Wish, subject_of
+from .plans import refuse_interpreter
+from .recorder import Nvtx, Path
+from .step_match import Matcher
+from .stepping import Found, in_turns, trace
+from .subjects import Wish, of_the_user, subject_of
 from .training import BASES, METHODS, Preset, Step
 from .where import where as where_it_runs
 
-STEPS, WARMUP, TRACED = 20, 3, 2
-INTERRUPTED = 130  # as of a shell
+STEPS, WARMUP = 20, 3
+ELSEWHERE = {"backend": "--backend", "model": "MODEL", "params": "MODEL", "base_optimizer": "--base", "batch_size": "--batch-size"}
+OPTIMIZER = (  # phases in which its kernels run; those of the model are in forward and backward
+    "ascend", "descend", "norms", "weights", "weighted gradients", "draw", "select", "perturb", "restore", "average", "table",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,47 +59,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", help="reference, cpp, triton or cuda (default: the preferred one for the device)")
     parser.add_argument("--base", choices=BASES, default="sgd", help="base optimizer (default: %(default)s)")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the optimizer, e.g. shards=8; repeatable")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of a few further steps, with the phases as labels")
+    parser.add_argument("--trace", type=File, metavar="FILE", help="write a Chrome trace of a few further steps, with the phases as labels")
     parser.add_argument("--nvtx", action="store_true", help="phases as NVTX ranges, for Nsight (CUDA)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a stacked bar for every method (matplotlib)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--plot", type=File, metavar="FILE", help="write a stacked bar for every method (matplotlib)")
+    parser.add_argument("--json", type=File, metavar="FILE", help="write all numbers")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; 0, 2 for what cannot be measured, 130 after Ctrl-C."""
-    try:
-        return _run(arguments)
-    except Refused as error:
-        print(f"sam-kernels profile: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sam-kernels profile: interrupted before a step was measured", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _run(arguments: argparse.Namespace) -> int:
+    """Measure, write, print; 0, 1 where something failed, 130 after Ctrl-C, with what was measured kept."""
     presets = _checked(arguments)
+    outputs = Outputs(json=arguments.json, plot=arguments.plot, trace=arguments.trace)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     steps = {method: _step(method, preset, arguments, dtype) for method, preset in presets.items()}
     where = _where(arguments, next(iter(steps.values())))
-    recorders, complete = _measure(steps, arguments)
-    measured = {method: recorder.steps for method, recorder in recorders.items() if recorder.steps}
-    if not measured:
-        raise KeyboardInterrupt
-    cuda = arguments.device == "cuda"
-    counts = {method: launches_of(steps[method]) if cuda and complete else None for method in measured}
-    profiles = [profile_of(method, found, cuda, counts[method]) for method, found in measured.items()]
-    if arguments.json:
-        found = {"where": where, "complete": complete, "profiles": [profile.as_json() for profile in profiles]}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(_report(profiles, where, complete))
-    if arguments.plot:
-        plot(profiles, f"A training step of {where['label']}", _caption(where), arguments.plot)
-    if arguments.trace and complete:
-        _trace(steps, arguments.trace)
-    if shutil.which("ncu"):
-        print(f"\nkernels one by one:\n{ncu_command(arguments, next(iter(presets)))}")
-    return 0 if complete else INTERRUPTED
+    others = [Nvtx()] if arguments.nvtx else []
+    found = in_turns(steps, arguments.device, arguments.warmup, arguments.steps, others)
+    profiles = _profiles(steps, found, arguments)
+    failed = {method: f"{type(error).__name__}: {error}" for method, error in found.failed.items()}
+    if profiles:
+        outputs.json(
+            {"where": where, "complete": not found.interrupted, "failed": failed, "profiles": [profile.as_json() for profile in profiles]}
+        )
+        outputs.write("plot", lambda path: plot(profiles, f"A training step of {where['label']}", _caption(where), path))
+        found.unless_interrupted(lambda: outputs.write("trace", lambda path: trace(_sound(steps, found), path)))
+    for method, error in found.failed.items():
+        if of_the_user(error):
+            traceback.print_exception(error)
+        after = f"{method} on {arguments.model} ended after {len(found.steps[method])} measured steps"
+        print(f"sam-kernels profile: {after}: {failed[method]}", file=sys.stderr)
+    if profiles:
+        outputs.end(_report(profiles, where, not found.interrupted) + _advice(arguments, next(iter(presets))))
+    elif found.interrupted:
+        print("sam-kernels profile: interrupted before a step was measured", file=sys.stderr)
+    return INTERRUPTED if found.interrupted else int(bool(failed or outputs.failed))
+
+
+def _sound(steps: dict[str, Step], found: Found) -> dict[str, Step]:
+    return {method: step for method, step in steps.items() if method not in found.failed}
+
+
+def _profiles(steps: dict[str, Step], found: Found, arguments: argparse.Namespace) -> list[Profile]:
+    """With the launches of a CUDA device, unless Nsight has its counters."""
+    cuda, counts = arguments.device == "cuda", dict[str, dict[Path, int] | None]()
+    if cuda and not arguments.nvtx:
+        found.unless_interrupted(lambda: counts.update({method: launches_of(step) for method, step in _sound(steps, found).items()}))
+    return [profile_of(method, recorded, cuda, counts.get(method)) for method, recorded in found.steps.items() if recorded]
+
+
+def _advice(arguments: argparse.Namespace, method: str) -> str:
+    if arguments.device != "cuda" or arguments.nvtx or not shutil.which("ncu"):
+        return ""
+    return f"\n\nkernels one by one:\n{ncu_command(arguments, method)}"
 
 
 # ---- what is asked for
@@ -114,34 +128,23 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Preset]:
         raise Refused("--device is cuda, but torch sees no CUDA device here")
     if arguments.nvtx and not torch.cuda.is_available():
         raise Refused("--nvtx needs a torch with CUDA and a device; NVTX ranges are for NVIDIA's profilers")
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise Refused("--plot needs matplotlib: pip install matplotlib")
-    for flag, path in (("--trace", arguments.trace), ("--plot", arguments.plot), ("--json", arguments.json)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise Refused(f"{flag} is {path}, in a folder that does not exist")
     if arguments.backend is not None:
         try:
             check_name(arguments.backend)
         except ValueError as error:
             raise Refused(f"--{error}") from None
-    _refuse_interpreter(arguments)
-    options = dict(map(_option, arguments.option))
-    return {name: Preset(METHODS[name].name, {**METHODS[name].options, **options}) for name in names}
-
-
-def _refuse_interpreter(arguments: argparse.Namespace) -> None:
-    """Times of Triton's interpreter say nothing of its kernels."""
     dtype = DTYPES[arguments.dtype or "fp32"]
-    if os.environ.get("TRITON_INTERPRET") == "1" and "triton" in {
-        arguments.backend or op.chosen(arguments.device, dtype) for op in OPS.values()
-    }:
-        raise Refused("TRITON_INTERPRET=1 is set; the interpreter is not to be timed: unset it, or choose another --backend")
+    refuse_interpreter({arguments.backend or op.chosen(arguments.device, dtype) for op in OPS.values()})
+    options = dict(map(_option, arguments.option))
+    return {name: METHODS[name].but(options) for name in names}
 
 
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise Refused(f"--option is {text!r}; expected NAME=VALUE")
+    if name in ELSEWHERE:
+        raise Refused(f"--option is {text!r}; pass {ELSEWHERE[name]} instead")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -150,56 +153,25 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _step(method: str, preset: Preset, arguments: argparse.Namespace, dtype: torch.dtype | None) -> Step:
     subject = subject_of(arguments.model, Wish(arguments.batch_size, arguments.device, dtype))
+
+    def build(backend: str | None) -> Step:
+        return Step(subject, preset, arguments.base, backend=backend or arguments.backend)
+
     try:
-        step = Step(subject, preset, arguments.base, backend=arguments.backend)
-        step()  # errors of the rule show here
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise error if isinstance(error, Refused) else Refused(f"{method} on {arguments.model}: {error}") from error
+        step = build(None)
+        matcher = Matcher(f"{method} on {arguments.model}", subject.model, build, halves=subject.dtype.itemsize == 2)
+        if not matcher.check():
+            print(f"{matcher.name}: not matched with the reference, which does not repeat its own step", file=sys.stderr)
+    except Refused:
+        raise
+    except Mismatch as error:
+        raise Refused(f"{error}; what is wrong is not timed") from None
+    except Exception as error:  # errors of the rule show here, and those of the user's code
+        texts = [f"{key}={value!r}" for key, value in preset.options.items() if isinstance(value, str) and isinstance(error, TypeError)]
+        hint = f" (with {', '.join(texts)}, which is text)" if texts else ""
+        theirs = of_the_user(error) and not hint
+        raise Refused(f"{method} on {arguments.model}: {error or type(error).__name__}{hint}") from (error if theirs else None)
     return step
-
-
-# ---- measuring
-
-
-def _measure(steps: dict[str, Step], arguments: argparse.Namespace) -> tuple[dict[str, Recorder], bool]:
-    """In turns, every round in another order; what there is, and whether it is all."""
-    recorders, methods = {method: Recorder(arguments.device) for method in steps}, list(steps)
-    others = [Nvtx()] if arguments.nvtx else []
-    try:
-        for turn in _progress(range(arguments.warmup + arguments.steps)):
-            if turn == arguments.warmup:
-                for recorder in recorders.values():
-                    recorder.steps.clear()
-            start = turn % len(methods)
-            for method in methods[start:] + methods[:start]:
-                with recorders[method].step(*others):
-                    steps[method]()
-    except KeyboardInterrupt:
-        if turn < arguments.warmup:  # nothing was measured yet
-            for recorder in recorders.values():
-                recorder.steps.clear()
-        return recorders, False
-    return recorders, True
-
-
-def _progress(turns: Iterable[int]) -> Iterable[int]:
-    if importlib.util.find_spec("tqdm") is None:
-        return turns
-    bar: Iterable[int] = importlib.import_module("tqdm").tqdm(
-        turns, desc="steps", leave=False, disable=None
-    )  # None: not where nobody looks
-    return bar
-
-
-def _trace(steps: dict[str, Step], path: Path) -> None:
-    with torch.profiler.profile() as profile:
-        for method, step in steps.items():
-            for _ in range(TRACED):
-                with torch.profiler.record_function(method), listen(Labels()):
-                    step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    profile.export_chrome_trace(str(path))
 
 
 # ---- what is said
@@ -240,7 +212,7 @@ def _report(profiles: list[Profile], where: dict[str, Any], complete: bool) -> s
 def ncu_command(arguments: argparse.Namespace, method: str) -> str:
     """Nsight Compute on the kernels of the optimizer alone, in one step behind the warm-up."""
     command = ["ncu", "--nvtx"]
-    for name in ("ascend", "descend", "norms", "weights", "draw"):
+    for name in OPTIMIZER:
         command += ["--nvtx-include", f"{name}/"]
     command += ["--set", "full", "-o", f"{method}-ncu", sys.executable, "-m", "sam_kernels", "profile", arguments.model]
     command += ["--method", method, "--device", "cuda", "--nvtx", "--steps", "1", "--warmup", "0", "--base", arguments.base]

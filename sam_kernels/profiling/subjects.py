@@ -17,8 +17,10 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from ..optim.batches import Losses, per_sample_losses
 from . import Refused
 from .models import MODELS, Case
 
+HERE = str(Path(__file__).parents[1])
 FORMS = "expected (model, x, y) or (model, losses, batch_size)"
 
 
@@ -86,6 +89,12 @@ def _of_batch(label: str, model: nn.Module, x: Tensor, y: Tensor) -> Subject:
     return Subject(label, model, len(y), losses, with_norms)
 
 
+def of_the_user(error: Exception) -> bool:
+    """Whether an error was raised outside of this package, so that its traceback says more than its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and not frames[-1].filename.startswith(HERE)
+
+
 def _placed(x: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
     return x.to(device, dtype) if x.is_floating_point() and dtype is not None else x.to(device)
 
@@ -95,6 +104,8 @@ def _placed(x: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
 
 def _imported(name: str) -> Callable[..., Any]:
     module_name, _, path = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise Refused(f"MODEL is {name!r}; expected module:function with the name that `import` takes, such as package.module:function")
     if os.getcwd() not in sys.path and "" not in sys.path:  # a console script does not look where it is called
         sys.path.insert(0, os.getcwd())
     try:
@@ -105,7 +116,8 @@ def _imported(name: str) -> Callable[..., Any]:
         raise Refused(f"MODEL is {name!r}; there is no module {error.name!r} in {os.getcwd()} or on the Python path") from None
     for part in path.split("."):
         if not hasattr(found, part):
-            public = ", ".join(key for key, value in vars(found).items() if inspect.isfunction(value) and not key.startswith("_"))
+            inside = getattr(found, "__dict__", {})
+            public = ", ".join(key for key, value in inside.items() if inspect.isfunction(value) and not key.startswith("_"))
             raise Refused(f"MODEL is {name!r}; {module_name} has no {path!r}. Its functions: {public or 'none'}")
         found = getattr(found, part)
     if not callable(found):
@@ -117,7 +129,10 @@ def _imported(name: str) -> Callable[..., Any]:
 def _of_function(name: str, function: Callable[..., Any], wish: Wish) -> Subject:
     given = _arguments(name, function, wish)
     torch.manual_seed(0)
-    found = function(**given)
+    try:
+        found = function(**given)
+    except SystemExit as error:
+        raise Refused(f"{name} ended with SystemExit({error.code!r}); {FORMS}") from None
     if not isinstance(found, tuple) or len(found) != 3:
         what = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
         raise Refused(f"{name} returned {what}; {FORMS}")
@@ -135,7 +150,10 @@ def _of_function(name: str, function: Callable[..., Any], wish: Wish) -> Subject
 
 def _arguments(name: str, function: Callable[..., Any], wish: Wish) -> dict[str, Any]:
     """Those of the wishes that it takes."""
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise Refused(f"MODEL is {name!r}, whose arguments Python does not tell; expected a function written in Python") from None
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     wishes = {"batch_size": wish.batch_size, "device": wish.device, "dtype": wish.dtype}
     for key, parameter in parameters.items():
@@ -178,6 +196,6 @@ def _tried_out(name: str, subject: Subject) -> Subject:
     """One forward, so that what is wrong with it is said here and not from inside of a step."""
     try:
         norms = per_sample_losses(subject.losses(), subject.batch_size)[1]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise Refused(f"{name}: {error}") from error
+    except Exception as error:
+        raise Refused(f"{name}: {error or type(error).__name__}") from (error if of_the_user(error) else None)
     return replace(subject, with_norms=None) if norms is None and subject.with_norms is subject.losses else subject

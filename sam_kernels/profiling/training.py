@@ -25,6 +25,11 @@ class Preset:
     name: str = "SAM"
     options: dict[str, Any] = field(default_factory=dict)
 
+    def but(self, options: dict[str, Any]) -> Preset:
+        """With these in the place of its own; of two ways to say one thing the own one goes."""
+        own = {key: value for key, value in self.options.items() if not (key == "shards" and "shard_size" in options)}
+        return Preset(self.name, own | options)
+
     @property
     def at_logits(self) -> bool:
         """It wants the norms at the logits beside the losses."""
