@@ -4,7 +4,10 @@ import argparse
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
 
 from .backends import requested
 from .profiling import CLOSED, COMMANDS, INTERRUPTED, REFUSED, Refused
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = parser().parse_args(arguments)
         name = f"{name} {found.command}"
         _check_environment()
-        return int(found.run(found) or 0)
+        with _as_it_was():
+            return int(found.run(found) or 0)
     except Refused as error:
         if error.__cause__ is not None:  # of the user's own code
             traceback.print_exception(error.__cause__)
@@ -44,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Random numbers and the search path of whoever calls ``main`` are left to them."""
+    path = [*sys.path]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        sys.path[:] = path
 
 
 def _check_environment() -> None:

@@ -38,12 +38,12 @@ def shapes():
     model, (x, y) = net(), batch()
     return model, lambda index=None: F.cross_entropy(model(x[:, :3]), y, reduction="none"), 12
 
-made = 0
+instances = 0
 def after(calls, ends):
     # losses that the first method can call so often; the others always
-    global made
-    made += 1
-    model, (x, y), seen, first = net(), batch(), [], made == 1
+    global instances
+    instances += 1
+    model, (x, y), seen, first = net(), batch(), [], instances == 1
     def losses(index=None):
         seen.append(1)
         found = F.cross_entropy(model(x), y, reduction="none")

@@ -30,7 +30,9 @@ from .workloads import WORKLOADS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what", "comma-separated lists; every combination is measured")
-    what.add_argument("--op", metavar="OPS", help=f"{', '.join((*LIST_OPS, *BATCH_OPS))}; without what follows the colon all of its forms")
+    ops = [*LIST_OPS, *BATCH_OPS]
+    whole = dict.fromkeys(op.split(":")[0] for op in ops if ":" in op and op.split(":")[0] not in ops)
+    what.add_argument("--op", metavar="OPS", help=f"{', '.join(ops)}; all forms at once: {', '.join(whole)}")
     what.add_argument("--step", metavar="STEPS", help=f"whole optimizer steps: {', '.join(VARIANTS)}")
     what.add_argument("--base", metavar="BASES", help=f"of steps and of descend_: {', '.join(BASES)} (steps: sgd)")
     on = parser.add_argument_group("on")

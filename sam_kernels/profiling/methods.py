@@ -42,7 +42,8 @@ class Method:
 
 
 def bytes_per_parameter(method: Method, state_size: int = 4) -> int:
-    """What a step has to move, each operand once; ``state_size``: bytes of one element of the base's state."""
+    """What a step has to move, an operand as often as it must be read: for their norm the gradients, with ASAM the weights, once more.
+    ``state_size``: bytes of one element of the base's state."""
     size = method.dtype.itemsize
     norm = size * (2 if method.adaptive else 1)  # g, and w where the norm is of w g
     ascend = 4 * size  # w, g -> w, stash

@@ -109,6 +109,7 @@ COLOURS = {
     "descend": "#2a9d6f",
     "table": "#6b7785",
 }
+BELOW = 0.39  # of the distance of two bars: where a whisker crosses no number
 LEAST, VISIBLE = 0.04, 0.001  # of the width: from the one on a bar carries its number, from the other it is in the legend
 
 
@@ -124,15 +125,15 @@ def segments(profile: Profile) -> list[tuple[str, bool, float]]:
 
 
 def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> None:
-    """One bar for every method."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    """One bar for every method, as long as its median step, of which a segment takes its share of all steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure, axes = plt.subplots(figsize=(9, 1.9 + 0.62 * len(profiles)), dpi=160, layout="constrained")
+    figure = Figure(figsize=(9, 1.9 + 0.7 * len(profiles)), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
     widest = max(profile.ms["median"] for profile in profiles)
     used: list[str] = []
     for y, profile in enumerate(profiles):
@@ -142,11 +143,12 @@ def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> 
             axes.barh(y, ms, 0.62, left, color=(red, green, blue), edgecolor="white", linewidth=0.6 if ms > LEAST * widest else 0)
             if ms > LEAST * widest:
                 light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.55
-                axes.text(left + ms / 2, y, number(ms), ha="center", va="center", fontsize=8, color=INK if light else "white")
+                share = f"{100 * ms / profile.ms['median']:.0f}%"
+                axes.text(left + ms / 2, y, share, ha="center", va="center", fontsize=8, color=INK if light else "white")
             used += [name] if name not in used and ms > VISIBLE * widest else []
             left += ms
         low, high = profile.ms["p20"], profile.ms["p80"]
-        axes.errorbar(left, y, xerr=[[max(left - low, 0)], [max(high - left, 0)]], color=INK, linewidth=0.9, capsize=2.5)
+        axes.errorbar(left, y + BELOW, xerr=[[max(left - low, 0)], [max(high - left, 0)]], color=INK, linewidth=0.9, capsize=2.5)
         axes.annotate(f"{number(left)} ms", (max(left, high), y), (6, 0), textcoords="offset points", va="center", fontsize=9.5, color=INK)
     axes.set_yticks(range(len(profiles)), [profile.method for profile in profiles], fontsize=10.5, color=INK)
     axes.invert_yaxis()
@@ -157,9 +159,13 @@ def plot(profiles: Sequence[Profile], title: str, subtitle: str, path: File) -> 
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
-    axes.set_title(f"{subtitle}; median step, whiskers p20 and p80; lighter: second pass", loc="left", fontsize=8.5, color="#57606a")
+    axes.set_title(
+        f"{subtitle}; median step, below it p20 to p80; shares of all steps; lighter: second pass",
+        loc="left",
+        fontsize=8.5,
+        color="#57606a",
+    )
     names = [name for name in (*COLOURS, "other") if name in used]
     handles = [Patch(color=COLOURS.get(name, GREY)) for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=-(-len(names) // -(-len(names) // 8)), frameon=False, fontsize=8.5)
     figure.savefig(path)
-    plt.close(figure)

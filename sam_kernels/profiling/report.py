@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from .device import LONGEST
 from .tables import between, number, plain
 from .where import described
 
@@ -78,6 +79,9 @@ def text(found: Result) -> str:
             said.append(f"{name}: {result['failed']}; {result.get('rounds', 0)} rounds were complete")
         if result["device"] == "cpu" and result.get("tensors", 0) > MANY and not result["what"].startswith("step"):
             said.append(f"{name}: the checks of {result['tensors']:,} tensors included, which an optimizer does not repeat: see --step")
+        for backend, p in result["backends"].items():
+            if "host_ms" in p and p["host_ms"]["median"] > 1e3 * LONGEST:
+                said.append(f"{name}, {backend}: the host takes longer than the device can be kept waiting, and shows in its time")
     if found["interrupted"]:
         said.append("interrupted: the rest was not measured")
     return "\n".join(said)
