@@ -209,18 +209,24 @@ def measure(case: Case, backends: Sequence[str], device: str, seconds: float) ->
     result: Result = {"what": case.what, "on": case.on, "dtype": case.dtype_name, "device": device, "bytes": case.moved, **case.counts}
     info: dict[str, Result] = {backend: {} for backend in backends}
     result["backends"] = info
-    try:
-        for backend in backends:
+
+    def successes(some: Sequence[str], attempt: Callable[[str], None]) -> list[str]:
+        """Those with which it raises nothing: a compiler or a driver may raise anything."""
+        for backend in some:
             try:
-                result["matched"] = case.match(backend, device)
-            except (AssertionError, RuntimeError, ValueError) as error:
+                attempt(backend)
+            except Exception as error:
                 info[backend]["failed"] = f"{type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
                 print(f"{case.name}, {backend}: {info[backend]['failed']}", file=sys.stderr)
-        good = [backend for backend in backends if "failed" not in info[backend]]
+        return [backend for backend in some if "failed" not in info[backend]]
+
+    try:
+        good = successes(backends, lambda backend: result.update(matched=case.match(backend, device)))
+        calls = case.calls(good, device) if good else {}
+        good = successes(good, lambda backend: once(calls[backend], device))  # a match looks at a part of what is large
         if not good:
             return result, False
-        calls = case.calls(good, device)
-        calls = {"copy": copy_phases(copied(case), device), **calls}
+        calls = {"copy": copy_phases(copied(case), device), **{backend: calls[backend] for backend in good}}
         entries = {name: entry(phases, device, in_a_row(phases, device)) for name, phases in calls.items()}
         if device == "cuda":
             for backend in good:
@@ -236,6 +242,14 @@ def measure(case: Case, backends: Sequence[str], device: str, seconds: float) ->
     if rounds.times["copy"]:
         describe(result, rounds, good, copied(case), device)
     return result, interrupted
+
+
+def once(phases: Phases, device: str) -> None:
+    for load, phase in phases:
+        load()
+        phase()
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def in_a_row(phases: Phases, device: str) -> int:

@@ -1,0 +1,207 @@
+"""Time of every op on a CUDA GPU, on all backends that have it and with torch's counterpart, interleaved in one run.
+
+    python bench/gpu_ops.py [--seconds 75] [--out bench/results]
+
+What ``python -m sam_kernels bench`` measures, written to <gpu>-<date>-ops.json after every case: the preference table of
+sam_kernels/backends/__init__.py is decided from it. Every family of ops has a process of its own, so that a fault costs no other family.
+torch's counterpart does less than ours: the plain weight gradient without norms, the loss without the norm at the logits, a softmax.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sam_kernels.profiling.batch_cases import BatchCase, sizes_of
+from sam_kernels.profiling.batch_ops import LAM, Inputs
+from sam_kernels.profiling.bench import backends_of, measure, refuse_interpreter
+from sam_kernels.profiling.cases import Case, ListCase
+from sam_kernels.profiling.device import Phases, nothing
+from sam_kernels.profiling.report import text
+from sam_kernels.profiling.tables import number
+from sam_kernels.profiling.where import commit, where
+from sam_kernels.profiling.workloads import named
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = "torch"  # in the place of a backend
+LISTS = ("ascend_", "descend_:sgd", "descend_:adamw", "inner_products")
+FAMILIES = {  # name: (what, dtypes)
+    "lists": (LISTS, ("fp32", "bf16")),
+    "batches": (("cross_entropy_sample", "cross_entropy_sample_backward", "gibbs_weights", "draw:systematic", "draw:multinomial",
+                 "draw:bernoulli", "draw:top_k", "normalization_grads", "embedding_grad_norms"), ("fp32",)),
+    "norms": (("linear_grad_norms:gram", "linear_grad_norms:direct", "conv_grad_norms:gram", "conv_grad_norms:direct"), ("fp32", "bf16")),
+}  # fmt: skip
+SPENT = 12.0  # seconds that a process needs before it times anything
+SHARE, LEAST = 0.4, 0.05  # of a case's time for its rounds, which take longer than what they time; seconds
+
+
+# ---- torch's counterparts: inputs of a case -> what is called
+
+
+def draws(replacement: bool, i: Inputs) -> Callable[[], Any]:
+    return partial(torch.multinomial, i["x"], i["k"], replacement=replacement)
+
+
+def loss_gradient(i: Inputs) -> Callable[[], Any]:
+    logits = i["logits"].detach().requires_grad_()
+    losses = F.cross_entropy(logits, i["target"], reduction="none")
+    grad = i["grad"].to(losses.dtype)
+    return lambda: torch.autograd.grad(losses, logits, grad, retain_graph=True)
+
+
+def linear_gradient(i: Inputs) -> Callable[[], Any]:
+    a, g = i["a"].flatten(0, 1), i["g"].flatten(0, 1)
+    return lambda: g.T @ a
+
+
+def conv_gradient(i: Inputs) -> Callable[[], Any]:
+    x, g = i["x"], i["g"]
+    weight = x.new_empty(g.shape[1], x.shape[1], *i["kernel"])
+    rest = ([g.shape[1]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (False, True, False))
+    return lambda: torch.ops.aten.convolution_backward(g, x, weight, *rest)
+
+
+def embedding_gradient(i: Inputs) -> Callable[[], Any]:
+    words = int(i["ids"].max()) + 1
+    return lambda: torch.ops.aten.embedding_dense_backward(i["g"], i["ids"], words, -1, False)
+
+
+def normalization_gradient(i: Inputs) -> Callable[[], Any]:
+    grad, x, mean, rstd, weight = (i[name] for name in ("grad", "x", "mean", "rstd", "weight"))
+    n, g, d, s = x.shape
+    if (g, s) == (1, 1):
+        rows, mean, rstd = (x.view(n, d), mean.view(n, 1), rstd.view(n, 1))
+        return lambda: torch.ops.aten.native_layer_norm_backward(grad.view(n, d), rows, [d], mean, rstd, weight, weight, [True] * 3)
+    mean, rstd = mean.to(x.dtype), rstd.to(x.dtype)  # as torch keeps them
+    return lambda: torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, n, g * d, s, g, [True] * 3)
+
+
+PEERS: dict[str, Callable[[Inputs], Callable[[], Any]]] = {
+    "gibbs_weights": lambda i: lambda: torch.softmax(LAM * i["x"], 0),
+    **{f"draw:{scheme}": partial(draws, scheme != "top_k") for scheme in ("systematic", "multinomial", "bernoulli", "top_k")},
+    "cross_entropy_sample": lambda i: lambda: F.cross_entropy(i["logits"], i["target"], reduction="none"),
+    "cross_entropy_sample_backward": loss_gradient,
+    **{f"linear_grad_norms:{method}": linear_gradient for method in ("direct", "gram")},
+    **{f"conv_grad_norms:{method}": conv_gradient for method in ("direct", "gram")},
+    "embedding_grad_norms": embedding_gradient,
+    "normalization_grads": normalization_gradient,
+}
+
+
+class Compared(BatchCase):
+    """With torch's counterpart as one more backend, which has nothing to match: it computes something else."""
+
+    def match(self, backend: str, device: str) -> int:
+        return self._matched()[0] if backend == TORCH else super().match(backend, device)
+
+    def calls(self, backends: Sequence[str], device: str) -> dict[str, Phases]:
+        found = super().calls([backend for backend in backends if backend != TORCH], device)
+        if TORCH in backends:
+            found[TORCH] = [(nothing, PEERS[self.what](self._inputs(self.sizes, self.dtype, device)))]
+        return found
+
+
+# ---- cases
+
+
+def cases_of(family: str, device: str) -> Iterator[tuple[Case, list[str]]]:
+    whats, dtypes = FAMILIES[family]
+    for dtype in dtypes:
+        for what in whats:
+            if what in LISTS:
+                for workload in ("gpt2", "resnet50", *(("tiny10000",) if dtype == "fp32" else ())):
+                    case: Case = ListCase(what, named(workload, 1, 1 << 62), dtype)
+                    able = backends_of("all", case, device)
+                    yield case, [backend for backend in able if backend != "reference"] or able
+                continue
+            for label, sizes in sizes_of(what, None, None):
+                case = Compared(what, label, sizes, dtype)
+                yield case, [*backends_of("all", case, device), TORCH]
+
+
+def run_family(family: str, path: Path, seconds: float, device: str) -> int:
+    """In a process of its own."""
+    refuse_interpreter()
+    begun = perf_counter()
+    every = list(cases_of(family, device))
+    found: dict[str, Any] = {"where": where(device), "device": device, "interrupted": False, "results": [], "left_out": []}
+    for k, (case, backends) in enumerate(every):
+        left = seconds - (perf_counter() - begun)
+        if left <= 0:
+            found["left_out"].append(case.name)
+        else:
+            result, _ = measure(case, backends, device, max(LEAST, SHARE * left / (len(every) - k)))
+            found["results"].append(result)
+            print(line(result), flush=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def line(result: dict[str, Any]) -> str:
+    def told(p: dict[str, Any]) -> str:
+        spread = p.get("device_ms") or p.get("ms")
+        return f"{number(1e3 * spread['median'])} us" if spread else str(p.get("failed", "not timed"))
+
+    return f"{result['what']}, {result['on']}, {result['dtype']}: {'; '.join(f'{b}: {told(p)}' for b, p in result['backends'].items())}"
+
+
+def merge(path: Path, parts: Sequence[Path]) -> dict[str, Any]:
+    """All families in one file; those that died early with what they had."""
+    found: dict[str, Any] = {"device": "cuda", "interrupted": False, "results": [], "left_out": []}
+    for part in (json.loads(part.read_text()) for part in parts if part.exists()):
+        found.setdefault("where", part["where"] | {"commit": commit(ROOT)})
+        found["results"] += part["results"]
+        found["left_out"] += part["left_out"]
+    if found["results"]:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--family", choices=FAMILIES, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench/gpu_ops.py: torch sees no CUDA GPU here; nothing is timed")
+        return 0
+    if arguments.family:
+        return run_family(arguments.family, arguments.json, arguments.seconds, "cuda")
+    logs = ROOT / "bench" / ".results" / "gpu" / "ops"
+    logs.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    begun, parts, broken = perf_counter(), [logs / f"{family}.json" for family in FAMILIES], []
+    slug, found = "", {}
+    for k, family in enumerate(FAMILIES):
+        parts[k].unlink(missing_ok=True)
+        seconds = (arguments.seconds - (perf_counter() - begun)) / (len(FAMILIES) - k)
+        command = [sys.executable, __file__, "--family", family, "--json", str(parts[k]), "--seconds", str(seconds - SPENT)]
+        try:
+            code = subprocess.run(command, cwd=ROOT, timeout=seconds + SPENT, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        if code != 0:
+            broken.append(f"{family} died or took too long ({code})")
+        slug = slug or torch.cuda.get_device_name().lower().replace(" ", "-") + "-" + where("cuda")["date"]
+        found = merge(arguments.out / f"{slug}-ops.json", parts)
+    if found.get("results"):
+        print(text(found))
+    failed = [f"{r['what']}, {r['on']}, {r['dtype']}, {b}" for r in found["results"] for b, p in r["backends"].items() if "failed" in p]
+    for said in (*broken, *(f"failed: {name}" for name in failed[:8])):
+        print(f"found: {said}")
+    print(f"found: {len(found['results'])} cases, {len(failed)} failed, {len(found['left_out'])} left out for want of time")
+    return int(bool(broken or failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
