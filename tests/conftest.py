@@ -5,7 +5,7 @@ the Triton kernels run in the interpreter, which must be asked for before they a
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -39,6 +39,11 @@ def require_ops(backend: str, device: str, names: Iterable[str], dtype: torch.dt
             pytest.skip(f"{backend} {why}")
         if why is not None:
             skip_or_fail(backend, f"{op.name}: {why}")
+
+
+def where_triton_runs(test: Callable[..., None]) -> Callable[..., None]:
+    """For a test that asks for Triton itself: on the GPU where there is one, and then one of its tests, else in the interpreter."""
+    return pytest.mark.gpu(test) if torch.cuda.is_available() else test
 
 
 def pytest_report_header() -> str:
