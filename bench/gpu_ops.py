@@ -39,7 +39,7 @@ FAMILIES = {  # name: (what, dtypes)
                  "draw:bernoulli", "draw:top_k", "normalization_grads", "embedding_grad_norms"), ("fp32",)),
     "norms": (("linear_grad_norms:gram", "linear_grad_norms:direct", "conv_grad_norms:gram", "conv_grad_norms:direct"), ("fp32", "bf16")),
 }  # fmt: skip
-SPENT = 12.0  # seconds that a process needs before it times anything
+SPENT = 8.0  # seconds that a process needs before it times anything
 SHARE, LEAST = 0.4, 0.05  # of a case's time for its rounds, which take longer than what they time; seconds
 
 
@@ -116,15 +116,25 @@ def cases_of(family: str, device: str) -> Iterator[tuple[Case, list[str]]]:
     whats, dtypes = FAMILIES[family]
     for dtype in dtypes:
         for what in whats:
-            if what in LISTS:
-                for workload in ("gpt2", "resnet50", *(("tiny10000",) if dtype == "fp32" else ())):
-                    case: Case = ListCase(what, named(workload, 1, 1 << 62), dtype)
-                    able = backends_of("all", case, device)
-                    yield case, [backend for backend in able if backend != "reference"] or able
-                continue
-            for label, sizes in sizes_of(what, None, None):
-                case = Compared(what, label, sizes, dtype)
-                yield case, [*backends_of("all", case, device), TORCH]
+            for case in lists(what, ("gpt2", "resnet50"), dtype) if what in LISTS else batches(what, dtype):
+                yield case, backends(case, device)
+    for what in (what for what in whats if what in LISTS[:2]):
+        for case in lists(what, ("tiny10000",), "fp32"):
+            yield case, backends(case, device)
+
+
+def lists(what: str, workloads: Sequence[str], dtype: str) -> list[Case]:
+    return [ListCase(what, named(workload, 1, 1 << 62), dtype) for workload in workloads]
+
+
+def batches(what: str, dtype: str) -> list[Case]:
+    return [Compared(what, label, sizes, dtype) for label, sizes in sizes_of(what, None, None)]
+
+
+def backends(case: Case, device: str) -> list[str]:
+    """All that are there; on lists of tensors not the reference, which goes through them one by one."""
+    able = backends_of("all", case, device)
+    return [*able, TORCH] if isinstance(case, Compared) else [backend for backend in able if backend != "reference"] or able
 
 
 def run_family(family: str, path: Path, seconds: float, device: str) -> int:

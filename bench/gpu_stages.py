@@ -178,9 +178,12 @@ def chosen(asked: str, known: Sequence[Stage], gpu: bool) -> list[Stage]:
     return [stage for stage in known if (stage.default if gpu else stage.name in ("build", "checks"))]
 
 
-def run_all(some: Sequence[Stage], gpu: bool, asked: bool, environment: dict[str, str], logs: Path, out: Path | None) -> list[Result]:
+def run_all(
+    some: Sequence[Stage], gpu: bool, environment: dict[str, str], logs: Path, out: Path | None, spare: float = 0.0
+) -> list[Result]:
+    """One after the other; ``spare``: seconds beyond the limits, for whoever needs them first."""
     results: list[Result] = []
-    begun, spare, usable = time.monotonic(), 0.0, True
+    begun, usable = time.monotonic(), True
     for stage in some:
         missing = "torch sees no CUDA GPU" if stage.gpu and not gpu else stage.lacks()
         left = TOTAL - (time.monotonic() - begun)
@@ -248,7 +251,8 @@ def main() -> int:
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") and Path(os.environ["OUT"]).is_dir() else None
-    results = run_all(chosen(arguments.stage, known, gpu), gpu, bool(arguments.stage), environment, LOGS, out)
+    some = chosen(arguments.stage, known, gpu)
+    results = run_all(some, gpu, environment, LOGS, out, max(0.0, TOTAL - sum(each.limit for each in some)))
     print(
         f"\n==== make gpu on {found['gpu'] or 'a machine without a GPU'}\n\n{summary(results)}\n\nlogs: {LOGS.relative_to(ROOT)}",
         flush=True,

@@ -42,6 +42,7 @@ def serve(cell: Cell) -> None:
     from sam_kernels.profiling.batch_cases import BATCH_OPS, BatchCase, sizes_of
     from sam_kernels.profiling.cases import ListCase
     from sam_kernels.profiling.device import entry
+    from sam_kernels.profiling.match import full_precision
     from sam_kernels.profiling.workloads import named
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +51,8 @@ def serve(cell: Cell) -> None:
         case = BatchCase(cell.op, label, sizes, cell.dtype)
     else:
         case = ListCase(cell.op, named(cell.on, 1, 1 << 62), cell.dtype)
-    case.match(cell.backend, device)
+    with full_precision():
+        case.match(cell.backend, device)
     timed = entry(case.calls([cell.backend], device)[cell.backend], device)
     timed()
     print(f"ready {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}", flush=True)

@@ -29,7 +29,7 @@ def run_all(tmp_path: Path, *some, gpu: bool = True, out: Path | None = None):
 
     logs = tmp_path / "logs"
     logs.mkdir(exist_ok=True)
-    results = gpu_stages.run_all(some, gpu, False, dict(os.environ), logs, out)
+    results = gpu_stages.run_all(some, gpu, dict(os.environ), logs, out)
     return results, gpu_stages.summary(results), gpu_stages.status(results, False)
 
 

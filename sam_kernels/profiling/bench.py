@@ -27,6 +27,7 @@ from . import Refused
 from .batch_cases import BATCH_OPS, SCHEMES_HELP, BatchCase, sizes_of
 from .cases import LIST_OPS, Case, ListCase, StepCase
 from .device import Phases, copy_phases, entry, launches, memory
+from .match import full_precision
 from .methods import BASES, DTYPES, VARIANTS, Method
 from .report import Result, progress, text
 from .timing import Rounds, Times, fill, ratios, spread
@@ -221,7 +222,8 @@ def measure(case: Case, backends: Sequence[str], device: str, seconds: float) ->
         return [backend for backend in some if "failed" not in info[backend]]
 
     try:
-        good = successes(backends, lambda backend: result.update(matched=case.match(backend, device)))
+        with full_precision():
+            good = successes(backends, lambda backend: result.update(matched=case.match(backend, device)))
         calls = case.calls(good, device) if good else {}
         good = successes(good, lambda backend: once(calls[backend], device))  # a match looks at a part of what is large
         if not good:

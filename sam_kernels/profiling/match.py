@@ -13,7 +13,8 @@ the ratio of the two epsilons. A reduction over n terms in an accumulator of pre
 Non-finite elements must be non-finite in the same places. The tests find this as ``tolerance``; a benchmark matches by it before it times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ FACTOR, ULPS = 2.0, 1.0
 
 class Mismatch(AssertionError):
     """A result that errs by more than the rule allows."""
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in fp32 as the rule expects them: torch lets cuDNN round their operands to TF32 unless it is told not to."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _require(condition: bool, message: str) -> None:
