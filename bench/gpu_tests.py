@@ -8,6 +8,7 @@ again with the tests that are not in its record. Logs and records: bench/.result
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 LOGS = ROOT / "bench" / ".results" / "gpu" / "tests"
-PARTS = {  # files in the order in which they are begun, the most telling ones first, and in how many parts; then all others, in one
+PARTS = {  # files in the order in which they are begun, the most telling ones first, and in how many parts; then all others
     "ops": 3, "losses": 1, "gibbs": 1, "draw": 2, "noise": 1, "layer_ops": 1, "grad_norm_kernels": 8, "optim": 1, "algorithms": 1,
     "bases": 1, "amp": 1, "faults": 1, "per_sample": 6, "trainer": 1,
 }  # fmt: skip
+OTHERS = 3
 FIRST, STALLED = 120.0, 100.0  # seconds without a word: before the first test, and in one: some compile kernels for dozens of shapes
 TRIES = 10  # of a part
 LAST = 12.0  # seconds before the end after which no test is begun
@@ -130,7 +132,7 @@ def parts_of(arguments: list[str], logs: Path) -> list[Part]:
             file = str(path.relative_to(ROOT))
             found += [Part(f"{name}-{k}", [file, "-m", "gpu", "--part", f"{k}/{count}"], logs) for k in range(1, count + 1)]
     others = ["tests", "-m", "gpu", *(f"--ignore={path.relative_to(ROOT)}" for path in known)]
-    return [*found, Part("others", others, logs)]
+    return found + [Part(f"others-{k}", [*others, "--part", f"{k}/{OTHERS}"], logs) for k in range(1, OTHERS + 1)]
 
 
 def run(parts: list[Part], workers: int, until: float, end: float) -> None:
@@ -200,19 +202,22 @@ def summary(parts: list[Part]) -> int:
             outcome, why = part.outcomes.get(test, ("not run", ""))
             files.setdefault(test.split("::")[0], Counter())[outcome] += 1
             if outcome == "failed":
-                groups.setdefault(test.split("[")[0], []).append((test, why))
+                backend = re.search(r"\b\w+-cuda\b", test)
+                groups.setdefault(f"{test.split('[')[0]}, {backend[0] if backend else 'no backend'}", []).append((test, why))
     print()
     for file in sorted(files):
         print(f"{file:<36}{files[file].total():>6}: {counted(files[file])}")
-    unknown = [part for part in parts if part.broken or not part.tries]
-    for part in unknown:
-        print(f"found: {part.name}: {part.broken or 'not begun: time limit'}")
-    for function, failed in sorted(groups.items(), key=lambda item: -len(item[1]))[:12]:
+    broken, unknown = [part for part in parts if part.broken], [part.name for part in parts if not part.tries]
+    for part in broken:
+        print(f"found: {part.name}: {part.broken}")
+    if unknown:
+        print(f"found: not begun, the time was over: {', '.join(unknown)}")
+    for where, failed in sorted(groups.items(), key=lambda item: -len(item[1]))[:12]:
         test, why = failed[0]
-        print(f"found: {len(failed)} failed in {function}, the first one [{test.partition('[')[2]}: {why}"[:260])
+        print(f"found: {len(failed)} failed in {where}, the first one [{test.partition('[')[2]}: {why}"[:260])
     total = sum(files.values(), Counter())
     print(f"found: {counted(total)} of {total.total()} tests in {len(files)} files")
-    return int(bool(total["failed"] or total["not run"] or unknown or not total["passed"]))
+    return int(bool(total["failed"] or total["not run"] or broken or unknown or not total["passed"]))
 
 
 def shared() -> bool:

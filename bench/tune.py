@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -70,16 +71,19 @@ class Served:
             )
         self.log = log
 
-    def __enter__(self) -> "Served":
+    def ready(self) -> str:
+        """Waits for the match; the device."""
         said = self._hear()
         if not said.startswith("ready "):
             raise RuntimeError(said)
-        self.where = said.removeprefix("ready ")
-        return self
+        return said.removeprefix("ready ")
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):
+                pipe.close()
 
     def time(self) -> float:
         assert self.process.stdin is not None
@@ -91,7 +95,7 @@ class Served:
         assert self.process.stdout is not None
         said = self.process.stdout.readline().strip()
         if not said:
-            self.__exit__()
+            self.process.wait()
             raise RuntimeError((self.log.read_text().strip().splitlines() or ["it ended without a word"])[-1])
         return said
 
@@ -128,10 +132,12 @@ def run(experiment: Experiment) -> str:
         folder = Path(name)
         try:
             tree = ROOT if experiment.other else changed(experiment, folder / "tree")
-            cells = ((experiment.cell, ROOT), (experiment.other or experiment.cell, tree))
-            with Served(*cells[0], folder / "0") as base, Served(*cells[1], folder / "1") as other:
-                pairs = [(base.time(), other.time()) for _ in range(ROUNDS + 1)][1:]
-                where = base.where
+            with ExitStack() as stack:
+                both = [Served(experiment.cell, ROOT, folder / "0"), Served(experiment.other or experiment.cell, tree, folder / "1")]
+                for served in both:
+                    stack.callback(served.close)
+                where, _ = (served.ready() for served in both)
+                pairs = [tuple(served.time() for served in both) for _ in range(ROUNDS + 1)][1:]
         except RuntimeError as error:
             return f"failed: {str(error)[:160]}"
     before, after = zip(*pairs, strict=True)
@@ -180,7 +186,7 @@ def main() -> int:
         print("bench/tune.py: torch sees no CUDA GPU here; nothing is timed")
         return 0
     begun, left, failed = monotonic(), 0, 0
-    for experiment in EXPERIMENTS:
+    for experiment in sorted(EXPERIMENTS, key=lambda e: e.file.startswith("csrc/")):  # what is to be built comes last
         if arguments.only and experiment.name not in arguments.only:
             continue
         if monotonic() - begun > arguments.seconds - 30:
