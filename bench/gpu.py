@@ -129,7 +129,7 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("bench/gpu.py: TRITON_INTERPRET=1 is set; the interpreter is not to be timed", file=sys.stderr)
         return 1
-    end = perf_counter() + arguments.seconds
+    begun = perf_counter()
     where = {
         "device": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda,
@@ -143,11 +143,11 @@ def main() -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     every = [(workload, method) for method in METHODS for workload in WORKLOAD_NAMES]  # those with targets come first
     for k, (workload, method) in enumerate(every):
-        left = end - perf_counter()
+        left = arguments.seconds - (perf_counter() - begun)
         if left < LEAST:
             print(f"found: {workload}, {method}: left out, {arguments.seconds:.0f} s are over", flush=True)
             continue
-        cells.append(cell(workload, method, max(LEAST, left / (len(every) - k)), end))
+        cells.append(cell(workload, method, max(LEAST, left / (len(every) - k)), begun + arguments.seconds))
         torch.cuda.empty_cache()
         path.write_text(json.dumps({"where": where, "cells": cells}, indent=1) + "\n")
         print(line(cells[-1]), flush=True)
