@@ -112,7 +112,7 @@ def whole_table(steps: list[dict[str, Any]]) -> str:
     lines = [["network", "method", "ms per step", "over forward + backward", "over the plain loop", "optimizer, ms", "peak, GB"]]
     label = ""
     for row in steps:
-        label, previous = f"{row['label']}, batch {row['batch']}", label
+        label, previous = row["label"], label
         values = [why_not(row) or OPEN, "", "", "", ""]
         if "ms" in row:
             ratios = [between(row[key]) if key in row else "" for key in (PASSES, LOOP)]

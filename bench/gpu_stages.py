@@ -71,18 +71,16 @@ def script(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def stages(env: str) -> list[Stage]:
-    pytest = (sys.executable, "-m", "pytest", "-q", "--color=no")
+    pytest, seconds = (sys.executable, "-m", "pytest", "-q", "--color=no"), ("--seconds", "{seconds}")
     return [
-        Stage("build", script("gpu_build", "--env", env), 100, gpu=False, built=False),
+        Stage("build", script("gpu_build", "--env", env), 90, gpu=False, built=False),
         Stage("checks", (*pytest, "tests/test_triton_aot.py", "tests/test_cuda_static.py"), 500, gpu=False, default=False),
-        Stage("tests", script("gpu_tests", "--seconds", "{seconds}"), 150),
-        Stage("sanitize", script("gpu_sanitize", "--seconds", "{seconds}"), 50, lacks=lacks_sanitizer),
-        Stage("bench", script("gpu", "--seconds", "{seconds}"), 80),
-        Stage("ops", script("gpu_ops", "--seconds", "{seconds}"), 80),
-        Stage(
-            "steps", script("end_to_end", "--seconds", "{seconds}", "--out", "bench/results"), 65, lacks=lacks_file("bench/end_to_end.py")
-        ),
-        Stage("tune", script("tune", "--seconds", "{seconds}"), 420, default=False),
+        Stage("tests", script("gpu_tests", *seconds), 140),
+        Stage("bench", script("gpu", *seconds), 70),
+        Stage("ops", script("gpu_ops", *seconds), 70),
+        Stage("steps", script("end_to_end", *seconds, "--out", "bench/results"), 105, lacks=lacks_file("bench/end_to_end.py")),
+        Stage("sanitize", script("gpu_sanitize", *seconds), 50, lacks=lacks_sanitizer),
+        Stage("tune", script("tune", *seconds), 420, default=False),
         Stage("report", script("gpu_report", "--readme", "README.md", "--plot", "docs/gpu.png"), 15, gpu=False, built=False),
     ]
 

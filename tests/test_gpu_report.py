@@ -70,7 +70,7 @@ def ops() -> dict[str, Any]:
 
 
 def whole() -> dict[str, Any]:
-    about = {"label": "ResNet-18", "batch": 128, "model": "resnet18_cifar", "match": "matched"}
+    about = {"label": "ResNet-18, B 128", "batch": 128, "model": "resnet18_cifar", "match": "matched"}
     timed = {"optimizer_ms": 0.21, "peak_bytes": 2_500_000_000, "ms": spread(12.5), "over_passes": spread(2.2)}
     rows = [
         about | {"method": "SAM, plain loop", **timed, "over_loop": spread(1.0)},
@@ -129,7 +129,7 @@ def test_what_was_measured_stands_where_it_belongs(tmp_path: Path) -> None:
     assert (ascend["cuda, µs"], ascend["triton, µs"], ascend["torch, µs"], ascend["fastest of ours"]) == ("123", "117", "-", "triton")
     assert (draw["cuda, µs"], draw["triton, µs"], draw["torch, µs"], draw["fastest of ours"]) == ("-", "failed", "55.0", "")
     assert line_of(page, "ours, captured")[2:] == ["12.5 (11.2 to 15.0)", "2.20 (1.98 to 2.64)", "0.500 (0.450 to 0.600)", "", "2.50"]
-    assert line_of(page, "SAM, plain loop", "12.5")[:2] == ["ResNet-18, batch 128", "SAM, plain loop"]
+    assert line_of(page, "SAM, plain loop", "12.5")[:2] == ["ResNet-18, B 128", "SAM, plain loop"]
     assert "Left out for want of time: descend_:sgd, gpt2, bf16" in page and "commit abc" in page and "16 cores" in page
     assert "pytorch_optimizer is not installed" in line_of(page, "SAM, pytorch_optimizer")
     assert f"]({tmp_path / 'gpu.png'})" in page and (tmp_path / "gpu.png").read_bytes()[:4] == b"\x89PNG"
@@ -161,6 +161,17 @@ def test_the_readme_says_what_the_results_say() -> None:
     drawn = any(points_of(found)[0] for found in gpus.values())
     assert gpu_report.block(gpus, "docs/gpu.png" if drawn else None) in (ROOT / "README.md").read_text()
     assert not drawn or (ROOT / "docs" / "gpu.png").exists()
+
+
+def test_the_names_in_the_targets_are_those_that_the_benchmark_writes() -> None:
+    end_to_end = pytest.importorskip("end_to_end")
+    import gpu_report
+    from sam_kernels.profiling.networks import NETWORKS
+
+    known = {label for label, _ in end_to_end.METHODS.values()}
+    assert {method for _, method, *_ in gpu_report.WHOLE_TARGETS} <= known
+    assert {model for model, *_ in gpu_report.WHOLE_TARGETS} <= NETWORKS.keys()
+    assert {ratio for _, _, ratio, *_ in gpu_report.WHOLE_TARGETS} <= set(end_to_end.BASES)
 
 
 def test_dots_of_the_figure() -> None:
