@@ -18,12 +18,12 @@ def points_of(found: dict[str, dict[str, Any]]) -> tuple[list[Point], list[tuple
         for name, p in cell["providers"].items():
             if "gb_per_s" in p:
                 colour = COLOURS[name.split()[-1]] if p["ours"] else PEER
-                dots.append((p["bytes"], p["gb_per_s"], colour, "s", f"{cell['method']}" if p["ours"] else ""))
+                dots.append((p["bytes"], p["gb_per_s"], colour, "s", cell["method"] if name == next(iter(cell["providers"])) else ""))
         copies.append((cell["bytes"], cell["copy_gb_per_s"]["median"]))
     for result in found.get("results", {}).get("results", []):
         for name, p in result["backends"].items():
             if "gb_per_s" in p and name in COLOURS:
-                label = result["what"] if result["what"] in LABELLED else ""
+                label = result["what"] if result["what"] in LABELLED and name == next(iter(result["backends"])) else ""
                 dots.append((result["bytes"], p["gb_per_s"]["median"], COLOURS[name], "o", label))
         if "copy_gb_per_s" in result:
             copies.append((result["copy_bytes"], result["copy_gb_per_s"]["median"]))
@@ -49,7 +49,7 @@ def plot(gpus: dict[str, dict[str, dict[str, Any]]], path: Path) -> bool:
                 axis.annotate(label, (nbytes, rate), (4, 2), textcoords="offset points", fontsize=5, color=colour)
         axis.plot(*zip(*copies, strict=True), color="black", lw=1)
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        axis.set_ylim(0)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("bytes that have to move, each operand once")
         axis.set_ylabel("GB/s on the device")

@@ -3,7 +3,7 @@
     python bench/gpu_tests.py [--seconds 170] [--workers N] [paths and options of pytest]
 
 Every process has a part of a file and writes a record (tests/gpu_plugin.py). One that dies, hangs or loses its CUDA context is begun
-again with the tests that are not in its record. Logs and records: bench/.results/gpu/tests/. Standard library only.
+again with the tests that are not in its record. Logs and records: bench/.results/gpu/tests/. Needs pytest only.
 """
 
 import argparse
