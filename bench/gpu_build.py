@@ -28,13 +28,17 @@ raise SystemExit(3 if lacking else 0)
 
 
 def build(env: str, what: str) -> bool:
-    """By the Makefile; where that fails with the packages that are there, once more without pyproject.toml, which an older setuptools
-    than it asks for cannot read."""
-    (ROOT / "build" / "done").unlink(missing_ok=True)  # times of files that were copied say little; ninja looks at every source
+    """By the Makefile; where that fails before it compiles anything, with the packages that are there, once more without pyproject.toml,
+    which an older setuptools than it asks for cannot read."""
+    plan = ROOT / "build" / "ninja" / "build.ninja"
+    for path in (ROOT / "build" / "done", plan):  # times of files that were copied say little; ninja looks at every source
+        path.unlink(missing_ok=True)
     if run(["make", "setup", f"ENV={env}"], ROOT, what):
         return True
+    if env != "system" or plan.exists():
+        return False
     with tempfile.TemporaryDirectory() as elsewhere:
-        return env == "system" and run([sys.executable, str(ROOT / "setup.py"), "-q", "build_ext", "--inplace"], Path(elsewhere), what)
+        return run([sys.executable, str(ROOT / "setup.py"), "-q", "build_ext", "--inplace"], Path(elsewhere), what)
 
 
 def run(command: list[str], folder: Path, what: str) -> bool:
@@ -46,18 +50,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", default="venv")
     env = parser.parse_args().env
-    with_cuda = build(env, "cuda" if os.environ.get("SAM_KERNELS_CUDA_ARCHS") else os.environ.get("SAM_KERNELS_BUILD", "auto"))
-    if not with_cuda and not build(env, "cpu"):
-        print("found: nothing builds, neither with CUDA nor without", flush=True)
+    wanted = "cuda" if os.environ.get("SAM_KERNELS_CUDA_ARCHS") else os.environ.get("SAM_KERNELS_BUILD", "auto")
+    built = next((what for what in dict.fromkeys((wanted, "cpu", "none")) if build(env, what)), None)
+    if built is None:
+        print("found: nothing builds, not even SAM_KERNELS_BUILD=none", flush=True)
         return 1
     code = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, check=False).returncode
     if code not in (0, USABLE):
         print("found: built, but sam_kernels does not import", flush=True)
         return 1
     subprocess.run([sys.executable, "-m", "sam_kernels", "info"], cwd=ROOT, check=False)
-    if not with_cuda:
-        print("found: the CUDA kernels do not compile; built without them", flush=True)
-    return code if with_cuda else USABLE
+    if built != wanted:
+        print(f"found: SAM_KERNELS_BUILD={wanted} does not build; {built} does", flush=True)
+    return code if built == wanted else USABLE
 
 
 if __name__ == "__main__":

@@ -71,15 +71,16 @@ def script(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def stages(env: str) -> list[Stage]:
+    # Little time for what can do with little: what the build does not need, which has time for a slow machine, goes to those behind it.
     pytest, seconds = (sys.executable, "-m", "pytest", "-q", "--color=no"), ("--seconds", "{seconds}")
     return [
-        Stage("build", script("gpu_build", "--env", env), 90, gpu=False, built=False),
+        Stage("build", script("gpu_build", "--env", env), 150, gpu=False, built=False),
         Stage("checks", (*pytest, "tests/test_triton_aot.py", "tests/test_cuda_static.py"), 500, gpu=False, default=False),
-        Stage("tests", script("gpu_tests", *seconds), 140),
-        Stage("bench", script("gpu", *seconds), 70),
-        Stage("ops", script("gpu_ops", *seconds), 70),
-        Stage("steps", script("end_to_end", *seconds, "--out", "bench/results"), 105, lacks=lacks_file("bench/end_to_end.py")),
-        Stage("sanitize", script("gpu_sanitize", *seconds), 50, lacks=lacks_sanitizer),
+        Stage("tests", script("gpu_tests", *seconds), 130),
+        Stage("bench", script("gpu", *seconds), 60),
+        Stage("ops", script("gpu_ops", *seconds), 60),
+        Stage("steps", script("end_to_end", *seconds, "--out", "bench/results"), 85, lacks=lacks_file("bench/end_to_end.py")),
+        Stage("sanitize", script("gpu_sanitize", *seconds), 40, lacks=lacks_sanitizer),
         Stage("tune", script("tune", *seconds), 420, default=False),
         Stage("report", script("gpu_report", "--readme", "README.md", "--plot", "docs/gpu.png"), 15, gpu=False, built=False),
     ]

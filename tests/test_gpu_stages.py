@@ -271,3 +271,24 @@ def test_verdicts_of_the_sanitizer(tmp_path: Path) -> None:
     fine, line = verdict(part, "========= ERROR SUMMARY: 3 errors\n")
     assert not fine and "3 errors" in line and "1 passed" in line
     assert not verdict(Part("memcheck-draw", [], tmp_path), "")[0], "nothing ran"
+
+
+# ---- the build
+
+
+@pytest.mark.parametrize(("builds", "code", "tried"), [
+    (["cuda"], 0, ["cuda"]), (["cpu"], 3, ["cuda", "cpu"]), (["none"], 3, ["cuda", "cpu", "none"]), ([], 1, ["cuda", "cpu", "none"]),
+])  # fmt: skip
+def test_a_build_falls_back_to_what_compiles(
+    builds: list[str], code: int, tried: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import gpu_build
+
+    seen = []
+    monkeypatch.setenv("SAM_KERNELS_CUDA_ARCHS", "90")
+    monkeypatch.setattr(sys, "argv", ["gpu_build.py", "--env", "system"])
+    monkeypatch.setattr(gpu_build, "build", lambda env, what: seen.append(what) or what in builds)
+    monkeypatch.setattr(gpu_build, "CHECK", "print('found: triton')")
+    assert gpu_build.main() == code and seen == tried
+    said = capsys.readouterr().out
+    assert ("does not build" in said) == (code == 3) and ("nothing builds" in said) == (code == 1)
