@@ -50,6 +50,14 @@ class Layout {
     }
   }
 
+  // Whether every one of `params` is what and where it was.
+  bool unmoved(const py::list& params) const {
+    if (params.size() != kinds_.size()) return false;
+    for (size_t i = 0; i < kinds_.size(); ++i)
+      if (!stands(i, PyList_GET_ITEM(params.ptr(), Py_ssize_t(i)))) return false;
+    return true;
+  }
+
   // The gradients of `params` as a list, their addresses in `out` (a writable buffer of int64). None where a parameter is not what or
   // where it was, or a gradient is missing or of another kind: that is for Python to sort out.
   py::object gradients(const py::list& params, const py::buffer& out) const {
@@ -61,7 +69,7 @@ class Layout {
     for (size_t i = 0; i < kinds_.size(); ++i) {
       DLTensor x;
       PyObject* param = PyList_GET_ITEM(params.ptr(), Py_ssize_t(i));
-      if (!see(param, &x) || address(x) != addresses_[i] || !kinds_[i].fits(x)) return py::none();
+      if (!stands(i, param)) return py::none();
       PyObject* grad = PyObject_GetAttr(param, name_.ptr());
       if (!grad) throw py::error_already_set();
       PyList_SET_ITEM(grads.ptr(), Py_ssize_t(i), grad);  // takes the reference
@@ -85,6 +93,11 @@ class Layout {
     return false;  // elements without memory: a tensor that is computed when asked
   }
 
+  bool stands(size_t i, PyObject* param) const {
+    DLTensor x;
+    return see(param, &x) && address(x) == addresses_[i] && kinds_[i].fits(x);
+  }
+
   // Memory that holds minus the values; DLPack has no word for it.
   bool negated(PyObject* grad) const {
     const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(grad, is_neg_.ptr()));
@@ -105,5 +118,6 @@ PYBIND11_MODULE(_rows, m) {
   m.doc() = "Gradients of a list of parameters, checked and with their addresses, in one call.";
   py::class_<Layout>(m, "Layout")
       .def(py::init<const py::list&, py::object>(), py::arg("params"), py::arg("type"))
+      .def("unmoved", &Layout::unmoved, py::arg("params"))
       .def("gradients", &Layout::gradients, py::arg("params"), py::arg("out"));
 }

@@ -1,5 +1,7 @@
 """GradScaler end to end: the order of calls that the README gives, with clipping, with overflow in either pass, with every rule."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from tolerance import assert_elementwise
 from torch import nn
 from torch.amp import GradScaler
 
-from sam_kernels.optim import SAM, StableSAM, rules
+from sam_kernels.optim import SAM, ReweightedSAM, StableSAM, rules
 
 SCALE = 1024.0  # a power of two: scaling is exact, so results agree to rounding
 
@@ -170,3 +172,36 @@ def test_half_precision_weights_under_a_scaler() -> None:
         phase()
     scaler.update()
     assert torch.equal(w.detach(), torch.full_like(w, 0.5))
+
+
+# ---- autocast
+
+
+def weights_after(kind: Any, base: Any, around: Any) -> torch.Tensor:
+    """Three steps with an autocast forward, inside of the context ``around``."""
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4)
+    x, y = torch.randn(16, 8), torch.randint(0, 4, (16,))
+    opt = kind(net.parameters(), base, rho=1.0, lr=0.1)
+
+    def losses(index: Any = None) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.functional.cross_entropy(net(x), y, reduction="none")
+
+    def closure() -> torch.Tensor:
+        loss = losses().mean()
+        loss.backward()
+        return loss
+
+    with around:
+        for _ in range(3):
+            opt.step(closure) if kind is SAM else opt.step(losses, batch_size=16)
+    return net.weight.detach()
+
+
+@pytest.mark.parametrize("base", ["sgd", torch.optim.Rprop])
+@pytest.mark.parametrize("kind", [SAM, partial(ReweightedSAM, lam=1.0, estimator="finite_difference", delta=0.05)])
+def test_one_autocast_region_around_whole_steps_sees_the_weights_of_each_pass(kind: Any, base: Any) -> None:
+    """autocast keeps its copies of weights in lower precision until the outermost region ends."""
+    inside = weights_after(kind, base, torch.autocast("cpu", torch.bfloat16))
+    assert torch.equal(inside, weights_after(kind, base, nullcontext()))

@@ -149,11 +149,14 @@ def ignoring(net: nn.Module) -> Callable[..., Tensor]:
 IDS = ids_of(0)
 STEPS_REFUSED: dict[str, tuple[type[SAM], dict[str, Any], Callable[[nn.Module], Any], dict[str, Any], type[Exception], str]] = {
     "empty_shard": (MicroBatchSAM, {"shards": 13}, lambda n: losses_of(n, 0), {}, ValueError, "shards is 13 for batch_size 12"),
-    "ids_for_sam": (MicroBatchSAM, {"shards": 2}, lambda n: losses_of(n, 0), {"sample_ids": IDS}, ValueError, "MicroBatch has no use for"),
+    "ids_for_sam": (MicroBatchSAM, {"shards": 2}, lambda n: losses_of(n, 0), {"sample_ids": IDS}, ValueError, "MicroBatchSAM has no use"),
     "micro_ignores": (MicroBatchSAM, {"shards": 2}, ignoring, {}, ValueError, r"losses\(index\) with 6 .*it ignores index"),
     "esam_ignores": (ESAM, {}, ignoring, {}, ValueError, r"losses\(index\) with 5 positions returned shape \(12,\).*ignores index"),
     "drawn_ignores": (ReweightedSAM, {"lam": 1.0, "estimator": "finite_difference", "draw": 3}, ignoring, {}, ValueError, "ignores index"),
-    "no_index": (ESAM, {}, lambda n: lambda: losses_of(n, 0)(), {}, TypeError, "takes no index"),
+    "no_index": (ESAM, {}, lambda n: lambda: losses_of(n, 0)(), {}, TypeError, "cannot be called both as"),
+    "keyword_index": (ESAM, {}, lambda n: lambda *, index=None: losses_of(n, 0)(index), {}, TypeError, "cannot be called both as"),
+    "reduced": (MicroBatchSAM, {"shards": 2}, lambda n: lambda i=None: losses_of(n, 0)(i).mean(), {}, ValueError, "reduction='none'"),
+    "smaller": (ESAM, {}, lambda n: losses_of(n, 0), {"batch_size": 5}, ValueError, r"to have 12 samples: step\(losses, batch_size=12\)"),
     "size": (MicroBatchSAM, {"shards": 2}, lambda n: losses_of(n, 0), {"batch_size": True}, ValueError, "batch_size is True"),
     "no_ids": (AUSAM, {"num_samples": N}, lambda n: losses_of(n, 0), {}, TypeError, "sample_ids is NoneType; expected int64"),
     "ids_shape": (AUSAM, {"num_samples": N}, lambda n: losses_of(n, 0), {"sample_ids": IDS[:5]}, ValueError, r"sample_ids is \(5,\)"),
@@ -205,3 +208,15 @@ def test_dropout_drops_the_same_where_losses_are_subtracted(kind: str) -> None:
     net[1].register_forward_hook(lambda _m, _x, y: seen.append((y == 0).clone()))
     run(kind, net, 1)
     assert torch.equal(seen[0], seen[1]) and 0 < seen[0].sum() < seen[0].numel()
+
+
+def test_losses_of_samples_without_a_batch_rule_are_refused() -> None:
+    """Nobody would have called backward: a step that does nothing."""
+    net = problems.model(dtype=torch.float32)
+    opt = SAM(net.parameters(), "sgd", lr=0.1)
+    kept = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(RuntimeError, match=r"losses of shape \(12,\) and left no gradient"):
+        opt.step(
+            lambda index=None: nn.functional.cross_entropy(net(x := problems.batch(0, net)[0]), x.new_zeros(12).long(), reduction="none")
+        )
+    assert all(map(torch.equal, kept, net.parameters()))

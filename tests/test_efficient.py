@@ -1,6 +1,7 @@
 """ESAM against its equations on fp64 tensors: who is moved, who is selected."""
 
 import copy
+from typing import Any
 
 import batch_loops
 import problems
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from batch_loops import B, Loop
 from batch_problems import KINDS, LOOPS, STEPS, check, ids_in, losses_of, make, sam, train
+from cpu_graph import NoHost
 from torch import Tensor
 
 from sam_kernels.optim import ESAM, ReweightedSAM, rules
@@ -42,21 +44,22 @@ def test_efficient_with_everything_is_sam(case: str) -> None:
 
 def test_efficient_moves_one_tensor_at_least() -> None:
     torch.manual_seed(0)
-    rule = rules.Efficient(beta=1e-9)
-    drawn = torch.tensor([rule.active(6, first_step=False) for _ in range(200)])
-    assert (drawn.sum(1) == 1).all() and drawn.any(0).all() and rule.active(6, first_step=True) == [True] * 6
-    assert rules.Efficient(beta=1.0).active(6, first_step=False) == [True] * 6
+    rule, tensors = rules.Efficient(beta=1e-9), [torch.zeros(1) for _ in range(6)]
+    drawn = torch.tensor([[id(p) not in out for p in tensors] for out in (rule.left_out(tensors, False) for _ in range(200))])
+    assert (drawn.sum(1) == 1).all() and drawn.any(0).all() and not rule.left_out(tensors, first_step=True)
+    assert not rules.Efficient(beta=1.0).left_out(tensors, first_step=False)
 
 
 def test_efficient_draws_its_tensors_on_the_host() -> None:
     """Whatever torch's default dtype and device are."""
+    tensors = [torch.zeros(1) for _ in range(9)]
     torch.manual_seed(0)
-    want = rules.Efficient().active(9, first_step=False)
+    want = rules.Efficient().left_out(tensors, first_step=False)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            assert rules.Efficient().active(9, first_step=False) == want
+            assert rules.Efficient().left_out(tensors, first_step=False) == want
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -141,9 +144,54 @@ def test_who_is_selected(change: list[float], count: int, inclusive: bool, want:
 def test_unused_weight_gradients_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     net = problems.model()
     optimizer = make(ESAM, net, {}, beta=0.5, gamma=1.0)
-    monkeypatch.setattr(rules.Efficient, "active", lambda *_, **__: [False, False, True, False, False, True])
+    out = {id(p) for k, p in enumerate(net.parameters()) if k not in (2, 5)}
+    monkeypatch.setattr(rules.Efficient, "left_out", lambda *_, **__: out)
     seen = []
     for k, p in enumerate(net.parameters()):
         p.register_hook(lambda grad, k=k: seen.append(k))
     optimizer.step(losses_of(net, 0), batch_size=B)
     assert sorted(seen) == [0, 1, 2, 2, 3, 4, 5, 5]
+
+
+@pytest.mark.parametrize("still", ["frozen", "rho"])
+def test_coins_are_tossed_for_what_an_ascent_can_move(still: str) -> None:
+    """Otherwise nothing might move, no loss grow, and the second pass look at samples that nobody chose."""
+    net = problems.model()
+    *body, last = net.parameters()
+    if still == "frozen":
+        for p in body:
+            p.requires_grad_(False)
+        groups = [{"params": list(net.parameters())}]
+    else:
+        groups = [{"params": body, "rho": 0.0}, {"params": [last]}]
+    opt = ESAM(groups, torch.optim.SGD, rho=0.5, beta=0.1, gamma=0.5, lr=0.0)
+    clean = last.detach().clone()
+    moved: list[bool] = []
+    for step in range(20):
+        opt.step(watched(losses_of(net, step), lambda: moved.append(not torch.equal(last, clean))), batch_size=B)
+    assert moved == [False, True, True] * 20
+
+
+def watched(losses: Any, look: Any) -> Any:
+    def function(index: Any = None) -> Any:
+        look()
+        return losses(index)
+
+    return function
+
+
+@pytest.mark.parametrize("rho", [0.0, torch.tensor(0.0)])
+def test_the_second_pass_takes_all_samples_where_nothing_moves(rho: Any) -> None:
+    net = problems.model()
+    opt = ESAM(net.parameters(), torch.optim.SGD, rho=rho, beta=0.5, gamma=0.5, lr=0.1)
+    opt.step(losses_of(net, 0), batch_size=B)
+    assert opt.sample_indices is None
+
+
+def test_a_subset_of_the_tensors_costs_no_copy_from_the_host() -> None:
+    net = problems.model()
+    opt = ESAM(net.parameters(), "adamw", beta=0.3, gamma=0.5, lr=0.1, backend="cpp")
+    opt.step(losses_of(net, 0), batch_size=B)
+    with NoHost(allowed=("left_out",)):
+        for _ in range(5):
+            opt.step(losses_of(net, 0), batch_size=B)

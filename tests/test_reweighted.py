@@ -247,7 +247,7 @@ BAD_STEPS: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any], type[Exce
     "no_batch_size": (lambda net: losses_of(net, 0), {}, ValueError, "batch_size is None"),
     "wrong_batch_size": (lambda net: losses_of(net, 0), {"batch_size": 7}, ValueError, "not a multiple of batch_size=7"),
     "reduced": (lambda net: lambda index=None: losses_of(net, 0)().mean(), {"batch_size": B}, ValueError, "reduced already"),
-    "ignores_index": (lambda net: lambda: losses_of(net, 0)(), {"batch_size": B}, TypeError, "takes no index"),
+    "ignores_index": (lambda net: lambda: losses_of(net, 0)(), {"batch_size": B}, TypeError, "cannot be called both as"),
     "no_graph": (lambda net: lambda index=None: losses_of(net, 0)().detach(), {"batch_size": B}, RuntimeError, "without a graph"),
     "not_a_tensor": (lambda net: lambda index=None: 3.0, {"batch_size": B}, TypeError, "returned float"),
     "per_token": (lambda net: lambda index=None: losses_of(net, 0)()[:, None].expand(B, 2), {"batch_size": B}, ValueError, "average over"),

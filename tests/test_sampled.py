@@ -130,3 +130,47 @@ def test_a_bad_lam_is_not_hidden_by_the_draw() -> None:
     lam.fill_(float("nan"))
     optimizer.step(logit_losses(net, 0), batch_size=B)
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), clean, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, B])
+def test_dropout_drops_the_same_in_both_passes_also_where_no_sample_is_left_out(size: int) -> None:
+    """Otherwise the table would hold the noise of dropout, for a last batch of one sample say."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 32), nn.Dropout(0.5), nn.Linear(32, 3))
+    x, y = torch.randn(size, 6), torch.randint(0, 3, (size,))
+    opt = AUSAM(net.parameters(), "sgd", rho=1e-6, lr=0.0, num_samples=N, alpha=0.5)
+
+    def losses(index: Tensor | None = None) -> Tensor:
+        return F.cross_entropy(net(x if index is None else x[index]), y if index is None else y[index], reduction="none")
+
+    for _ in range(N // size + 2):
+        opt.step(losses, batch_size=size, sample_ids=torch.arange(size))
+        assert (opt.batch_state["sum"][:size] / opt.batch_state["count"][:size]).min() < 1e-4
+
+
+@pytest.mark.parametrize("estimator", ["exact", "logits", "finite_difference"])
+@pytest.mark.parametrize("bad", ["sample", "lam", "norm"])
+def test_a_draw_hides_nothing_that_would_skip_the_step(bad: str, estimator: str) -> None:
+    """A sample that is NaN, or lam, skips the step as it does without a draw; a norm alone that overflows only weighs nothing."""
+    moved = []
+    for k in (None, 4):
+        torch.manual_seed(0)
+        net = nn.Linear(6, 3)
+        x, y = torch.randn(B, 6), torch.randint(0, 3, (B,))
+        if bad == "sample":
+            x[3] = float("nan")
+        lam = torch.tensor(float("nan") if bad == "lam" else 1.0)
+        opt = ReweightedSAM(net.parameters(), "sgd", lr=0.1, lam=1.0, estimator=estimator, draw=k, model=net)
+        object.__setattr__(opt.batch, "lam", lam)
+        opt.step(with_norms(net, x, y, overflow=bad == "norm"), batch_size=B)
+        torch.manual_seed(0)
+        moved.append(not torch.equal(net.weight, nn.Linear(6, 3).weight))
+    assert moved == [bad == "norm"] * 2
+
+
+def with_norms(net: nn.Module, x: Tensor, y: Tensor, overflow: bool) -> Callable[..., Any]:
+    def losses(index: Tensor | None = None) -> Any:
+        found, norms = ops.cross_entropy_sample(net(x if index is None else x[index]), y if index is None else y[index])
+        return found, norms * 1e38 if overflow else norms  # their sum is not finite, each of them is
+
+    return losses

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from problems import MOMENTUM, batch, closure_of, loss_of, model, same, train, w
 from tolerance import assert_elementwise
 from torch import nn
 
-from sam_kernels import compat
-from sam_kernels.optim import ASAM, SAM, StableSAM, frozen_batchnorm
+from sam_kernels import compat, ops
+from sam_kernels.optim import ASAM, SAM, StableSAM, frozen_batchnorm, rules
 
 
 @pytest.mark.parametrize("preset", [SAM, ASAM, StableSAM])
@@ -250,3 +251,41 @@ def test_added_parameters_may_not_alias() -> None:
     with pytest.raises(ValueError, match="share memory"):
         opt.add_param_group({"params": [w.detach()[:2].requires_grad_()]})
     assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize("kinds", ["one", "mixed", "generic"])
+@pytest.mark.parametrize("rule", ["clipped", "matched"])
+def test_u_has_no_part_of_parameters_without_a_second_gradient(rule: str, kinds: str) -> None:
+    """A descent that reads g itself: |u| is that of what is updated, though the ascent's |g| was of more."""
+    dtype = torch.float32 if kinds == "mixed" else torch.float64
+    a = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    b, c = nn.Parameter(torch.tensor([3.0, 4.0], dtype=dtype)), nn.Parameter(torch.tensor([5.0], dtype=dtype))
+    options: dict[str, Any] = {"max_norm": 1.0} if rule == "clipped" else {}
+    descent = rules.Descent(ops.Combination(u={"h": 1.0, "g": -1.0}), match_norm=rule == "matched")
+    base = torch.optim.RAdam if kinds == "generic" else "sgd"  # RAdam's first step moves by lr times the gradient
+    opt = SAM([a, b, c], base, rho=0.0, lr=1.0, descent=descent, **options)
+    g, h, calls = torch.tensor([3.0, 4.0]), torch.tensor([9.0, 13.0]), []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        loss = (a * (g if len(calls) == 1 else h)).sum() + 2 * c.sum() * (2 if len(calls) == 2 else 1)
+        loss = loss + (b * torch.tensor([30.0, 40.0])).sum() if len(calls) == 1 else loss
+        loss.backward()
+        return loss
+
+    before = torch.cat([a.detach().clone(), c.detach().double()])
+    opt.step(closure)
+    moved = before - torch.cat([a.detach(), c.detach().double()])
+    u = torch.cat([h - g, torch.tensor([2.0])]).double()
+    want = u / u.norm() * (1.0 if rule == "clipped" else float(torch.tensor([3.0, 4.0, 2.0]).norm()))
+    assert torch.allclose(moved, want, rtol=1e-5) and torch.equal(b.detach(), torch.tensor([3.0, 4.0], dtype=dtype))
+
+
+def test_a_refused_step_of_a_scaler_leaves_nothing_on_the_optimizer() -> None:
+    net = model(dtype=torch.float32)
+    opt = SAM(net.parameters(), "sgd", lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(net, 0)).backward()
+    with pytest.raises(RuntimeError, match="step\\(\\) needs a closure"):
+        scaler.step(opt)
+    assert not hasattr(opt, "grad_scale") and not hasattr(opt, "found_inf")

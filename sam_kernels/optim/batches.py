@@ -4,7 +4,7 @@ each of two passes that leave gradients in ``.grad``."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -40,6 +40,7 @@ class BatchRule:
     """How the passes of a step look at the batch."""
 
     radius: float = 1.0  # times rho
+    on_host: str = ""  # what it does on the host at every step, so that a captured step could not
 
     def check(self, optimizer: SAM) -> None:
         """Refuse, at construction, an optimizer that this rule cannot serve."""
@@ -61,7 +62,17 @@ class WholeBatch(BatchRule):
         for name, value in (("batch_size", batch.size), ("sample_ids", batch.ids)):
             if value is not None:
                 raise ValueError(f"{name} is {value}, which a closure that calls backward itself has no use for; leave it out")
-        return (Turn(closure, closure),)
+
+        def first() -> Any:
+            loss = closure()
+            if isinstance(loss, Tensor) and loss.dim() and loss.requires_grad and all(p.grad is None for p in optimizer.members()):
+                raise RuntimeError(
+                    f"closure() returned losses of shape {tuple(loss.shape)} and left no gradient; expected it to call backward on their "
+                    "mean. A function of losses alone is for batch rules: batch=rules.MicroBatch(...), or a preset such as ReweightedSAM"
+                )
+            return loss
+
+        return (Turn(first, closure),)
 
 
 class OfLosses(BatchRule):
@@ -72,15 +83,16 @@ class OfLosses(BatchRule):
     takes_ids = False
 
     def turns(self, optimizer: SAM, closure: Losses, batch: Batch) -> Sequence[Turn]:
-        rule, size = type(self).__name__, batch.size
+        rule, size = _name(optimizer, self), batch.size
         if not is_count(size):
-            raise ValueError(f"batch_size is {size!r}; {rule} needs the number of samples: step(losses, batch_size=len(y))")
+            raise ValueError(f"batch_size is {size!r}; {rule} needs the number of samples, an int >= 1: step(losses, batch_size=len(y))")
         if batch.ids is not None and not self.takes_ids:
             raise ValueError(f"sample_ids is given, which {rule} has no use for; leave it out")
         if not callable(closure) or not _takes_index(closure):
             raise TypeError(
                 f"{rule} needs a function losses(index=None) that returns the losses of the samples at positions `index` (None: all), one "
-                "per sample and with their graph; this one takes no index. The optimizer calls backward itself"
+                "per sample and with their graph; this one cannot be called both as losses() and as losses(index). The optimizer calls "
+                "backward itself"
             )
         turns = self.turns_of(optimizer, closure, size, batch.ids)
         optimizer.sample_norms = optimizer.sample_weights = optimizer.sample_indices = None
@@ -120,19 +132,16 @@ def no_grad_losses(losses: Losses, size: int) -> Tensor:
         return losses_of(losses, size)[0]
 
 
-def random_state(device: torch.device) -> Callable[[], None]:
-    """A function that puts torch's generators back to where they are now, so that dropout drops the same again. Under graph capture,
-    where generators cannot be read, it does nothing."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return lambda: None
+def random_state(devices: Iterable[torch.device]) -> Callable[[], None]:
+    """A function that puts torch's generators, of the host and of these devices, back to where they are now, so that dropout drops the
+    same again."""
     state = torch.get_rng_state()
-    if device.type != "cuda":
-        return lambda: torch.set_rng_state(state)
-    on_device = torch.cuda.get_rng_state(device)
+    on_device = [(device, torch.cuda.get_rng_state(device)) for device in devices if device.type == "cuda"]
 
     def rewind() -> None:
         torch.set_rng_state(state)
-        torch.cuda.set_rng_state(on_device, device)
+        for device, kept in on_device:
+            torch.cuda.set_rng_state(kept, device)
 
     return rewind
 
@@ -143,9 +152,14 @@ def is_count(value: Any, least: int = 1) -> TypeGuard[int]:
 
 
 def check_draws(optimizer: SAM) -> None:
-    """A backend that is asked for by name must have draws; the CUDA kernels have none."""
-    if optimizer.backend is not None:
-        DRAW.named(optimizer.backend, optimizer.device.type, torch.float32)
+    """A backend that is asked for by name, also in the environment, must have draws; the CUDA kernels have none."""
+    device = optimizer.device.type
+    DRAW.named(optimizer.backend or DRAW.chosen(device, torch.float32), device, torch.float32)
+
+
+def _name(optimizer: SAM, rule: BatchRule) -> str:
+    """What users call it: the preset, or the rule of a ``SAM`` that was given one."""
+    return type(rule if type(optimizer).__name__ == "SAM" else optimizer).__name__
 
 
 def _takes_index(function: Losses) -> bool:
@@ -166,9 +180,13 @@ def per_sample_losses(found: Any, batch_size: int, whole: int | None = None) -> 
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         raise TypeError(f"losses() returned {type(losses).__name__}; expected a floating-point tensor [{batch_size}], one loss per sample")
     if losses.shape != (batch_size,):
-        how = "they are reduced already: use reduction='none'" if losses.dim() == 0 else "average over everything but the samples"
-        if whole is not None and losses.shape[:1] != (batch_size,):
+        how = "average over everything but the samples"
+        if losses.dim() == 0:
+            how = "they are reduced already: use reduction='none'"
+        elif whole is not None and len(losses) != batch_size:
             how = "it ignores index: take x[index], y[index] in it"
+        elif len(losses) != batch_size:
+            how = f"the batch seems to have {len(losses)} samples: step(losses, batch_size={len(losses)})"
         call = "losses()" if whole is None else f"losses(index) with {batch_size} positions"
         raise ValueError(f"{call} returned shape {tuple(losses.shape)}; expected [{batch_size}], one loss per sample: {how}")
     if norms is not None and (not isinstance(norms, Tensor) or norms.shape != losses.shape):

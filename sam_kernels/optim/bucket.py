@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -73,6 +74,8 @@ class Bucket:
 
     def moved(self) -> bool:
         """Whether a parameter has changed its storage, strides, dtype or shape: the cheap questions first."""
+        if self.whole.layout is not None and self.whole.layout.unmoved(self.params):
+            return False
         return (
             self.addresses != list(map(Tensor.data_ptr, self.params))
             or self.strides != list(map(Tensor.stride, self.params))
@@ -106,8 +109,7 @@ class Part:
         self.indices: Sequence[int] = range(len(bucket.params)) if indices is None else indices
         self.params, self.stash = self._rows(bucket.params), self._rows(bucket.stash)
         self.rows = self.pick(bucket.rows)
-        self.index = None if indices is None else torch.tensor(indices, device=bucket.device)
-        self._layout = None if Layout is None else Layout(self.params, Tensor)
+        self.layout = None if Layout is None else Layout(self.params, Tensor)
         self._state: dict[str, tuple[Row, Row]] = {}
 
     @property
@@ -115,6 +117,11 @@ class Part:
         bucket = self._bucket()
         assert bucket is not None, "a part does not outlive its bucket"
         return bucket
+
+    @cached_property
+    def index(self) -> Tensor | None:
+        """The indices on the device, brought there by the first who asks: a copy that the host waits for."""
+        return None if self.is_whole else torch.tensor(self.indices, device=self.bucket.device)
 
     def pick(self, items: list[T]) -> list[T]:
         return items if self.is_whole else [items[i] for i in self.indices]
@@ -124,10 +131,10 @@ class Part:
 
     def gradients(self) -> Row | None:
         """The gradients of these parameters, if parameters and gradients are all where and as they should be; None: look closer."""
-        if self._layout is None:
+        if self.layout is None:
             return None
         addresses = array("q", _ZERO) * len(self.params)
-        grads = self._layout.gradients(self.params, addresses)
+        grads = self.layout.gradients(self.params, addresses)
         return None if grads is None else Row(grads, addresses)
 
     def state(self, name: str) -> Row:

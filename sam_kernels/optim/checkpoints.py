@@ -105,7 +105,7 @@ def _like(name: str, saved: Any, fresh: Any) -> Any:
         if not bool(((saved >= 0) & torch.isfinite(saved)).all()):
             raise ValueError(f"{name} holds numbers in the checkpoint that are negative or not finite; delete {BATCH!r} to start afresh")
         return saved.detach().to(fresh.device, fresh.dtype, copy=True)
-    if not isinstance(saved, int) or saved < 0:
+    if not isinstance(saved, int) or isinstance(saved, bool) or saved < 0:
         raise ValueError(f"{name} is {saved!r} in the checkpoint; expected an int >= 0")
     return saved
 

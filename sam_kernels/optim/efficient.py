@@ -42,6 +42,12 @@ class Efficient(OfLosses):
     def radius(self) -> float:  # type: ignore[override]
         return 1 / self.beta
 
+    @property
+    def on_host(self) -> str:  # type: ignore[override]
+        if self.beta < 1:
+            return "with beta < 1 tosses its coins on the host"
+        return "with gamma < 1 rewinds torch's generators, for dropout," if self.gamma < ALL else ""
+
     def check(self, optimizer: SAM) -> None:
         if self.beta < 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise NotImplementedError(
@@ -53,8 +59,7 @@ class Efficient(OfLosses):
 
     def turns_of(self, optimizer: SAM, losses: Losses, size: int, ids: Tensor | None) -> Sequence[Turn]:
         self.check(optimizer)
-        moves = any(isinstance(group["rho"], Tensor) or group["rho"] for group in optimizer.param_groups)
-        step = _Step(self, optimizer, losses, size, self.selected(size) if moves else size)  # where nothing moves, no loss has grown
+        step = _Step(self, optimizer, losses, size, self.selected(size) if movable(optimizer) else size)  # else no loss can grow
         return (Turn(step.first, step.second, done=step.done),)
 
     def selected(self, size: int) -> int:
@@ -64,12 +69,13 @@ class Efficient(OfLosses):
         return max(1, ceil(self.gamma * size - 1e-9) if self.inclusive else int(self.gamma * size) - 1)  # 1e-9: 0.07 * 100 is above 7
 
     @spanned("draw")
-    def active(self, tensors: int, first_step: bool) -> list[bool]:
-        """Who takes part in the ascent: every tensor with probability beta, at least one; all in the first step."""
-        if self.beta == 1 or first_step:
-            return [True] * tensors
-        coins = torch.rand(tensors, dtype=torch.float32, device="cpu")  # on the host: what is left out is not computed
-        return ((coins < self.beta) | (coins == coins.min())).tolist()
+    def left_out(self, tensors: Sequence[Tensor], first_step: bool) -> set[int]:
+        """Who takes no part in the ascent, by id: every tensor with probability 1 - beta, but not all; nobody in the first step."""
+        if self.beta == 1 or first_step or not tensors:
+            return set()
+        coins = torch.rand(len(tensors), dtype=torch.float32, device="cpu")  # on the host: what is left out is not computed
+        out = (coins >= self.beta) & (coins != coins.min())
+        return {id(p) for p, gone in zip(tensors, out.tolist(), strict=True) if gone}
 
     def select(self, change: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Positions of the ``count`` samples whose loss grew most, and their weights, which sum to 1: equal, and 0 for those that tie with
@@ -91,16 +97,15 @@ class _Step:
     rewind: Callable[[], None] | None = None
 
     def first(self) -> Tensor:
-        members = self.optimizer.members()
-        active = self.rule.active(len(members), self.optimizer.batch_state["steps"] == 0)
+        left_out = self.rule.left_out(movable(self.optimizer), self.optimizer.batch_state["steps"] == 0)
         if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both, coins are not to come again
-            self.rewind = random_state(self.optimizer.device)
+            self.rewind = random_state(self.optimizer.devices)
         found = losses_of(self.losses, self.size)[0]
-        if all(active):
-            backward(found.mean())
-        elif inputs := [p for p, on in zip(members, active, strict=True) if on and p.requires_grad]:
+        if left_out:
             refuse_reentrant(found)
-            backward(found.mean(), inputs)
+            backward(found.mean(), [p for p in self.optimizer.members() if p.requires_grad and id(p) not in left_out])
+        else:
+            backward(found.mean())
         self.clean = found.detach()
         return self.clean.mean()
 
@@ -119,6 +124,15 @@ class _Step:
 
     def done(self) -> None:
         self.optimizer.batch_state["steps"] += 1
+
+
+def movable(optimizer: SAM) -> list[Tensor]:
+    """The parameters that an ascent can move. What a radius on the device is, is not looked at."""
+
+    def may(rho: Any) -> bool:
+        return (isinstance(rho, Tensor) and (rho.is_cuda or optimizer.capturable)) or bool(rho)
+
+    return [p for group in optimizer.param_groups if may(group["rho"]) for p in group["params"] if p.requires_grad]
 
 
 def refuse_reentrant(losses: Tensor) -> None:

@@ -5,7 +5,7 @@ A norm runs over all buckets. With one bucket it is reduced inside the launch; w
 handed to every launch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from operator import attrgetter
@@ -26,6 +26,7 @@ from .rules import Descent
 STEP_OPS = (INNER_PRODUCTS, ascend.OP, descend.OP)
 Group = dict[str, Any]
 Selection = list[tuple[Part, Row]]  # the parameters that have a gradient now, and their gradients
+GG = entry_mask(["gg"])
 _grad = attrgetter("grad")
 
 
@@ -47,6 +48,7 @@ class Update:
     rule: Descent
     max_norm: float
     ascended: bool  # a first gradient that is not finite skips the step
+    lost: bool = False  # a parameter with a first gradient has no second
     found_inf: Tensor | None = None
     scaled: bool = False  # the loss_scale of every bucket counts
 
@@ -121,7 +123,7 @@ def ascend_all(selection: Selection, s: Settings, direction: tuple[float, float]
         add_up(buckets, [bucket.gram[:1] for bucket in buckets])
     launch("all" if len(buckets) == 1 else "update")
     for part, _ in selection:
-        torch.autograd.graph.increment_version(part.params)
+        written(part.params)
         part.bucket.perturbed = part
 
 
@@ -147,7 +149,7 @@ def signs(buckets: list[Bucket], s: Settings, noise: Tensor, delta: float) -> Ca
             b.sq_norm.fill_(1.0)  # given, and finite
             function(part.params, [], part.stash, [], b.sq_norm, None, None, None, None, part.rows, hyper, [1.0, 0.0], [], 0.0, False,
                      "update", noise.to(b.device), stream)  # fmt: skip
-            torch.autograd.graph.increment_version(part.params)
+            written(part.params)
             b.perturbed = part
 
     return launch
@@ -162,18 +164,31 @@ def add_up(buckets: list[Bucket], shares: list[Tensor]) -> None:
         x.copy_(total)
 
 
-def descent_norms(selection: Selection, rule: Descent, max_norm: float, backend: str | None) -> tuple[int, int]:
-    """Masks (needed, given) of Gram entries; with several buckets the needed ones are summed here and all given."""
+def descent_norms(selection: Selection, update: Update, backend: str | None) -> tuple[int, int]:
+    """Masks (needed, given) of Gram entries; with several buckets the needed ones are summed here and all given. The ascent has left
+    |g|^2, of all parameters; where some of them have no part in the update, a rule that reads g itself needs it without those."""
+    rule, max_norm = update.rule, update.max_norm
     needed = needed_entries(rule.coefficients, rule.match_norm, max_norm)
-    given = needed & entry_mask(["gg"])  # the ascent has left it in gram
+    given = 0 if update.lost and rule.keeps_g(max_norm) else needed & GG
     if len(selection) > 1 and needed & ~given:
         for part, grads in selection:
-            g = part.kept() if rule.keeps_g(max_norm) else []
-            part.bucket.gram[1:].copy_(implementation(INNER_PRODUCTS, part.bucket, backend)(g, grads, [], [], 0.0)[1:])
-        buckets = [part.bucket for part, _ in selection]
-        add_up(buckets, [bucket.gram[1:] for bucket in buckets])
+            form_gram(part, grads, rule.keeps_g(max_norm), needed & ~given, backend)
+        first = first_entry(needed & ~given)
+        add_up([part.bucket for part, _ in selection], [part.bucket.gram[first:] for part, _ in selection])
         given = needed
     return needed, given
+
+
+def form_gram(part: Part, grads: Row, keeps_g: bool, entries: int, backend: str | None) -> None:
+    """The Gram entries of one bucket, those of the ascent left alone unless they are among ``entries``."""
+    found = implementation(INNER_PRODUCTS, part.bucket, backend)(part.kept() if keeps_g else [], grads, [], [], 0.0)
+    first = first_entry(entries)
+    part.bucket.gram[first:].copy_(found[first:])
+
+
+def first_entry(entries: int) -> int:
+    """Where the Gram entries that are not the ascent's begin."""
+    return 0 if entries & GG else 1
 
 
 def descend_all(selection: Selection, s: Settings, update: Update, state: dict[Tensor, dict[str, Any]]) -> None:
@@ -181,9 +196,9 @@ def descend_all(selection: Selection, s: Settings, update: Update, state: dict[T
     tables = [descent_table(part.bucket, s.groups, update.base, s.capturable) for part, _ in selection]
     for (part, _), (_, _, used) in zip(selection, tables, strict=True):
         part.bucket.state.adopt(state, update.base, used, part.bucket.rows, part.indices)
-    needed, given = descent_norms(selection, update.rule, update.max_norm, s.backend)
-    if update.ascended:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
-        needed, given = needed | entry_mask(["gg"]), given | entry_mask(["gg"])
+    needed, given = descent_norms(selection, update, s.backend)
+    if update.ascended and not needed & GG:  # |g|^2 over all groups, also those with rho = 0, which the ascent's own norm leaves out
+        needed, given = needed | GG, given | GG
     keep_g = update.rule.keeps_g(update.max_norm)
     for (part, grads), (hyper, lr, _) in zip(selection, tables, strict=True):
         b = part.bucket
@@ -194,7 +209,7 @@ def descend_all(selection: Selection, s: Settings, update: Update, state: dict[T
             b.sq_norm if update.ascended else None, on(b, update.found_inf), b.loss_scale if update.scaled else None, lr, part.rows, hyper,
             update.base, update.rule.coefficients.flat, False, update.rule.match_norm, update.max_norm, False, needed, given,
         )  # fmt: skip
-        torch.autograd.graph.increment_version([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
+        written([*part.params, *m[:1], *v[:1], *v_max[:1]])  # views of one buffer share a counter
         if part.index is not None:
             b.state.steps[part.index] = steps
 
@@ -210,13 +225,21 @@ def restore(part: Part, backend: str | None) -> None:
         for p, clean in zip(part.params, part.stash, strict=True):
             if p.shape == clean.shape:  # one that was resized has no clean value any more
                 p.copy_(clean)
+        written([])
         return
     params = Row(part.params) if moved else part.params
     implementation(descend.OP, bucket, backend)(
         params, part.stash, [], [], [], [], [], [], None, None, None, None, None, None, part.rows, [], "none", _NO_COEFFICIENTS,
         False, False, inf, False, 0, 0,
     )  # fmt: skip
-    torch.autograd.graph.increment_version(params)
+    written(params)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd what kernels have written, and autocast that its copies of weights in lower precision are stale: within one autocast
+    region around both passes it would hand the old ones to the second."""
+    torch.autograd.graph.increment_version(tensors)
+    torch.clear_autocast_cache()
 
 
 _NO_COEFFICIENTS = [0.0] * 45

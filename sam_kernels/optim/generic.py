@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..ops.coefficients import PLAIN, resolve
-from ..ops.inner_products import OP as INNER_PRODUCTS
 from . import engine
 
 
@@ -30,6 +29,7 @@ def step_base(base: Optimizer, selection: engine.Selection, update: engine.Updat
         p.grad = x
     try:
         base.step()
+        engine.written([])
     finally:
         for p, grad in zip(params, held, strict=True):
             p.grad = grad
@@ -38,7 +38,7 @@ def step_base(base: Optimizer, selection: engine.Selection, update: engine.Updat
 def combined_gradients(selection: engine.Selection, update: engine.Update, backend: str | None) -> tuple[list[list[Tensor]], Tensor | None]:
     """u as new tensors, and a device flag that is False where a norm is not finite."""
     rule = update.rule
-    needed, given = engine.descent_norms(selection, rule, update.max_norm, backend)
+    needed, given = engine.descent_norms(selection, update, backend)
     if rule.coefficients == PLAIN and not needed and not update.scaled:
         return [list(grads) for _, grads in selection], None
     out: list[list[Tensor]] = []
@@ -47,8 +47,7 @@ def combined_gradients(selection: engine.Selection, update: engine.Update, backe
         bucket = part.bucket
         g = part.kept() if rule.keeps_g(update.max_norm) else []
         if needed & ~given:
-            fresh = engine.implementation(INNER_PRODUCTS, bucket, backend)(g, grads, [], [], 0.0)
-            bucket.gram[1:].copy_(fresh[1:])
+            engine.form_gram(part, grads, bool(g), needed & ~given, backend)
         used = torch.stack([bucket.gram[k] for k in range(6) if needed >> k & 1]) if needed else bucket.gram[:0]
         here = torch.isfinite(used).all()
         finite = here if finite is None else finite & here.to(finite.device)

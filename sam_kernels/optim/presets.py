@@ -53,14 +53,16 @@ class ESAM(SAM):
 
     Args:
         beta: every tensor takes part in an ascent with this probability, in (0, 1], at least one does; the first step takes all. Their
-            gradient alone is computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator, so that a captured
-            graph keeps one choice. Below 1 it takes one process, and no reentrant checkpoints.
+            gradient alone is computed, and the radius is ``rho / beta``. Drawn on the host, from torch's CPU generator: not for
+            ``capture``. Frozen tensors and groups with rho = 0 are not among those drawn. Below 1 it takes one process without
+            ``DistributedDataParallel``, which waits for gradients that are never computed, and no reentrant checkpoints.
         gamma: share of the samples in the second pass, in (0, 1]: those whose loss the ascent has raised most, strictly more than sample
             number ``int(gamma B)`` in that order, so one fewer, as the authors have it; at least one. From 0.99 on, all.
         inclusive: take ``ceil(gamma B)`` samples instead.
 
     ``sample_indices`` ``[k]`` are the positions that the second pass of the last step has looked at; of those that tie with the first that
-    is left out, some may be among them with no weight. Dropout drops the same in the forwards whose losses are compared. With BatchNorm
+    is left out, some may be among them with no weight; losses in bf16 tie often, so compute them in fp32, as cross-entropy under autocast
+    does. Dropout drops the same in the forwards whose losses are compared. With BatchNorm
     pass ``model``: the first forward records statistics.
     """
 
@@ -87,8 +89,8 @@ class AUSAM(SAM):
     The first ``num_samples`` samples, the first pass over the data, are all looked at. The table of changes, two numbers per sample beside
     the parameters, is part of ``state_dict``; a step that was skipped, and a loss that is not finite, leave no trace in it. As its authors
     have it, a sample that was never looked at counts as a change of 1, which is large; with ``drop_last=True`` the first pass misses some.
-    ``sample_indices`` are the positions that the last step drew, None for all. Where samples are left out, dropout drops the same in
-    both passes. Passes are counted on the host: a captured graph stays in the one that it was captured in. Every process has its own table.
+    ``sample_indices`` are the positions that the last step drew, None for all. With alpha below 1 dropout drops the same in both
+    passes. Passes are counted on the host: not for ``capture``. Every process has its own table.
     """
 
     def __init__(

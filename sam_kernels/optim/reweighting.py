@@ -76,6 +76,10 @@ class Reweighted(OfLosses):
             if not self.lam.is_cuda and not (isfinite(self.lam.item()) and self.lam.item() >= 0):
                 raise ValueError(f"lam is {self.lam.item()}; expected a finite number >= 0")
 
+    @property
+    def on_host(self) -> str:  # type: ignore[override]
+        return "with finite differences rewinds torch's generators, for dropout," if self.estimator == "finite_difference" else ""
+
     def check(self, optimizer: SAM) -> None:
         if self.draw is not None:
             check_draws(optimizer)
@@ -101,7 +105,7 @@ class Reweighted(OfLosses):
                     )
             else:
                 found, norms = self._probed(optimizer, losses, batch_size)
-        weights = self._weigh(optimizer, norms)
+        weights = self._weigh(optimizer, norms, found)
         if self.draw is None:
             backward((weights.to(found.dtype) * found).sum())
         else:
@@ -118,9 +122,9 @@ class Reweighted(OfLosses):
         ) as norms:
             found = losses_of(losses, batch_size)[0]
             backward(found.sum())
-        weights = self._weigh(optimizer, norms.norm)
+        weights = self._weigh(optimizer, norms.norm, norms.norm)
         with span("weighted gradients"):
-            grads = norms.weighted_gradients(weights)
+            grads = norms.weighted_gradients(weights, checked=True)
         for p in optimizer.members():  # nobody else's gradients
             p.grad = grads.get(p)
         return found.detach().mean()
@@ -128,7 +132,7 @@ class Reweighted(OfLosses):
     def _probed(self, optimizer: SAM, losses: Losses, batch_size: int) -> tuple[Tensor, Tensor]:
         """Losses, and the estimate. The probes come first: weights must not change between a forward and its backward."""
         noise, probed = optimizer.draw_noise(), []
-        rewind = random_state(noise.device)  # dropout drops the same in every forward
+        rewind = random_state(optimizer.devices)  # dropout drops the same in every forward
         with span("norms"), frozen_batchnorm(optimizer.model):
             for _ in range(self.probes):
                 noise[1] += 1
@@ -144,8 +148,9 @@ class Reweighted(OfLosses):
         return found, differences.square().mean(0).sqrt() / self.delta
 
     @spanned("weights")
-    def _weigh(self, optimizer: SAM, norms: Tensor) -> Tensor:
-        """What the losses are multiplied by: the Gibbs weights, or, of samples drawn by them, one over their number each time."""
+    def _weigh(self, optimizer: SAM, norms: Tensor, values: Tensor) -> Tensor:
+        """What the losses are multiplied by: the Gibbs weights, or, of samples drawn by them, one over their number each time. A sample
+        whose norm is not finite has weight 0; one with another of ``values`` that is not, skips the step, as NaN times 0 does."""
         optimizer.sample_norms = norms.detach()
         gibbs = optimizer.sample_weights = gibbs_weights(optimizer.sample_norms, self.lam, self.relative, backend=optimizer.backend)
         if self.draw is None:
@@ -153,7 +158,8 @@ class Reweighted(OfLosses):
         with span("draw"):
             drawn = draw(gibbs.weights, self.draw, indices=True, backend=optimizer.backend)
         optimizer.sample_indices = drawn.indices
-        once = 1 / self.draw + 0 * (gibbs.weights + norms.sum())  # NaN where lam or a norm is not finite, which a draw would hide
+        good = torch.isfinite(values.detach()).all() & torch.isfinite(gibbs.weights).all()  # a draw would hide that they are not
+        once = torch.where(good, gibbs.weights.new_full((len(norms),), 1 / self.draw), float("nan"))
         return drawn.counts * once if self.estimator == "exact" else once
 
 

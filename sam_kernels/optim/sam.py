@@ -1,4 +1,4 @@
-"""The optimizer and its state machine: clean -> perturbed -> clean."""
+"""The optimizer."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo as eager  # as torch.optim does: options are data, not constants of a graph
 
 from ..batchnorm import frozen_batchnorm
 from ..ops.coefficients import entry_mask, needed_entries
 from ..ops.gibbs_weights import Gibbs
-from ..spans import span, spanned
+from ..spans import span
 from . import amp, engine
 from .bases import build_base, fused_name
 from .batches import Batch, BatchRule, Turn, WholeBatch
-from .bucket import Bucket
-from .generic import step_base
+from .phases import Phases
 from .rules import Descent, EveryStep, Gradient, Plain
 from .shards import Shards
-from .shared import SharedState, check_group
+from .shared import check_group
 
 
-class SAM(SharedState):
+class SAM(Phases):
     """Sharpness-aware minimization around a base optimizer (arXiv 2010.01412), in two fused launches per step.
 
     Two calling habits::
@@ -62,8 +60,6 @@ class SAM(SharedState):
     """
 
     _step_supports_amp_scaling = True  # GradScaler leaves scale and found_inf to the step
-    _norms: Bucket | None = None  # a bucket of the last ascent
-    _first_scale: Tensor | None = None  # of the gradients of the last ascent, where it is known
     sample_norms: Tensor | None = None  # [B]: what the batch rule of the last step knew of its samples,
     sample_weights: Gibbs | None = None  # made of it,
     sample_indices: Tensor | None = None  # and chose: positions in the batch, None for all
@@ -132,30 +128,6 @@ class SAM(SharedState):
             )
         self._ascend(zero_grad, scaler)
 
-    @eager
-    @spanned("ascend")
-    @torch.no_grad()
-    def _ascend(self, zero_grad: bool, scaler: Any = None, own: bool = False, keep: bool = False) -> None:
-        """``own``: nobody else writes the gradients once ``.grad`` lets go of them; ``keep``: hold them whatever the descent reads."""
-        self._require_clean("first_step()")
-        self._refresh_buckets()
-        selection = self._collect()
-        for bucket in self._get_buckets():
-            bucket.finish()
-        self._first_scale = amp.scale_of(scaler)
-        self._norms = selection[0][0].bucket if selection else self._norms
-        if selection:
-            direction = self.ascent.direction
-            if self._first_scale is not None:
-                amp.set_first_scale(selection, self._first_scale, direction)
-            scaled = self._first_scale is not None
-            engine.ascend_all(selection, self._settings(), direction, scaled, self.normalize, self.perturb_eps)
-            if keep or self.descent.keeps_g(self.max_norm):
-                self._keep_gradients(selection, own)
-        self._phase = "perturbed" if selection else "empty"
-        if zero_grad:
-            self.zero_grad(set_to_none=True)
-
     def second_step(self, zero_grad: bool = False) -> None:
         """Restore the parameters exactly and apply the base update with their current gradients.
 
@@ -164,7 +136,7 @@ class SAM(SharedState):
         Raises:
             RuntimeError: no ``first_step()`` came before.
         """
-        if self._phase == "clean":
+        if self._phase == "clean" and isinstance(self.batch, WholeBatch):
             raise RuntimeError("second_step() without first_step(): nothing is perturbed; call first_step() after the first backward")
         self.step()
         if zero_grad:
@@ -221,25 +193,15 @@ class SAM(SharedState):
         return loss
 
     def _finish(self) -> None:
-        if self._phase == "clean":
-            raise RuntimeError("step() needs a closure, or a first_step() before it; a step without its ascent would not be SAM")
         try:
+            if self._phase == "clean":
+                how = "a closure, or a first_step() before it" if isinstance(self.batch, WholeBatch) else "step(losses, batch_size=len(y))"
+                raise RuntimeError(f"step() needs {how}; a step without its ascent would not be SAM")
             self._descend()
         except BaseException:
             for name in ("grad_scale", "found_inf"):  # a GradScaler that does not get to remove them would multiply by them next time
                 self.__dict__.pop(name, None)
             raise
-
-    @eager
-    @spanned("restore")
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the clean weights back, bit for bit, without an update. Does nothing where nothing is perturbed."""
-        for bucket in self._buckets or ():
-            if bucket.perturbed is not None:
-                engine.restore(bucket.perturbed, self.backend)
-            bucket.finish()
-        self._phase = "clean"
 
     @contextmanager
     def perturbed(self, zero_grad: bool = False) -> Iterator[None]:
@@ -285,68 +247,6 @@ class SAM(SharedState):
     def draw_noise(self) -> Tensor:
         """Seed and offset of random signs, from torch's generator of the device of the first parameter."""
         return torch.randint(2**62, (2,), device=self.device)
-
-    @eager
-    @spanned("perturb")
-    @torch.no_grad()
-    def perturb_signs(self, noise: Tensor, delta: float) -> None:
-        """Move every weight by ``delta`` up or down at random, until ``restore()``."""
-        self._require_clean("perturb_signs()")
-        self._refresh_buckets()
-        self._follow_parameters()
-        launches = engine.signs(self._get_buckets(), self._settings(), noise, delta)  # all checks before any launch
-        self._phase = "perturbed"
-        try:
-            launches()
-        except BaseException:
-            self.restore()
-            raise
-
-    def _settings(self) -> engine.Settings:
-        return engine.Settings(self.param_groups, self.backend, self.capturable, self.batch.radius)
-
-    # ---- descent
-
-    @eager
-    @spanned("descend")
-    @torch.no_grad()
-    def _descend(self) -> None:
-        selection = self._collect()
-        ascended = self._phase == "perturbed"
-        update = engine.Update(self._fused or "none", self.descent if ascended else Plain(), self.max_norm, ascended)
-        update = amp.scaled_update(self, update, selection)
-        self._settle(selection)
-        if selection and self._fused:
-            engine.descend_all(selection, self._settings(), update, self.state)
-        elif selection:
-            step_base(self.base_optimizer, selection, update, self.backend)
-        for bucket in self._get_buckets():
-            bucket.finish()
-        self._phase = "clean"
-        self.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # a scheduler may have been given the base: it was stepped
-
-    def _settle(self, selection: engine.Selection) -> None:
-        """Clean weights for all that will not be updated, a stash for all that will be."""
-        present = {part.bucket: part for part, _ in selection}
-        source = next((bucket for bucket in self._get_buckets() if bucket.perturbed), None)
-        for bucket in self._get_buckets():
-            part, perturbed = present.get(bucket), bucket.perturbed
-            if part is perturbed:
-                continue
-            here, there = (set(x.indices) if x is not None else set() for x in (part, perturbed))
-            if gone := tuple(sorted(there - here)):
-                engine.restore(bucket.part(gone), self.backend)
-            for i in sorted(here - there):  # first gradient only now: its clean weight is its weight
-                bucket.stash[i].copy_(bucket.params[i])
-            if perturbed is None and source is not None:  # the ascent's norms are those of a bucket that took part in it
-                for mine, other in zip((bucket.sq_norm, bucket.gram), (source.sq_norm, source.gram), strict=True):
-                    mine.copy_(other)
-
-    def _keep_gradients(self, selection: engine.Selection, own: bool) -> None:
-        for part, grads in selection:
-            for i, grad in zip(part.indices, grads, strict=True):
-                taken = own and grad._base is None
-                part.bucket.grads[i] = grad if taken else grad.clone(memory_format=torch.preserve_format)
 
 
 def _rule(name: str, given: Any, kind: type, default: type | None = None) -> Any:

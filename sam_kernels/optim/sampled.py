@@ -39,6 +39,7 @@ class Sampled(OfLosses):
     ramp: int = 30
 
     takes_ids = True
+    on_host = "counts its passes over the data on the host"
 
     def __post_init__(self) -> None:
         if not is_count(self.num_samples):
@@ -119,8 +120,8 @@ class _Step:
                 odds = self.rule.odds(state["sum"][self.ids] / state["count"][self.ids], self.epoch)
             with span("draw"):
                 self.optimizer.sample_indices = draw(odds, self.count, "top_k", indices=True, backend=self.optimizer.backend).indices
-        if self.count < self.size:  # losses will be subtracted: dropout is to drop the same in both passes
-            self.rewind = random_state(self.optimizer.device)
+        if self.rule.alpha < 1:  # losses will be subtracted: dropout is to drop the same in both passes
+            self.rewind = random_state(self.optimizer.devices)
         self.before = mean_backward(self.losses, self.size, self.optimizer.sample_indices)
         return self.before.mean()
 

@@ -125,6 +125,11 @@ class SharedState(Optimizer):
         """Of the first parameter: where what is drawn for a step lives."""
         return next(p.device for group in self.param_groups for p in group["params"])
 
+    @property
+    def devices(self) -> set[torch.device]:
+        """Of all parameters."""
+        return {p.device for p in self.members()}
+
     def _get_buckets(self) -> list[Bucket]:
         if self._buckets is None:
             self._check_members()

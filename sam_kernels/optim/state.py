@@ -35,9 +35,11 @@ class StateBuffers:
         self._keys: dict[str, str] = {}  # list of descend_ -> key, for every state ever adopted
         self._held: list[tuple[str, list[dict[str, Any]], list[Tensor]]] = []  # key, entries that have it, their views
         self._seen: tuple[Any, ...] = ()
+        self._asked: tuple[Any, ...] = ()  # arguments of the last adopt() beside the state
 
     def adopt(self, state: State, base: str, used: Sequence[dict[str, str]], rows: Sequence[int], chosen: Sequence[int]) -> None:
         """Make the state of the ``chosen`` parameters views of the buffers; ``used``: what ``base`` uses in every group (``names_of``)."""
+        self._asked = (base, used, rows, chosen)
         if any(row.addresses != array("q", list(map(Tensor.data_ptr, row))) for row in self.buffers.values()):
             self.buffers, self._seen = {}, ()  # somebody has given the views other storage: they are foreign now, and copied
         seen = (base, used, chosen, list(map(id, state.values())))
@@ -68,6 +70,11 @@ class StateBuffers:
             self._held.append((STEP, list(entries.values()), [self._counts[i] for i in entries]))
             self._keys[STEP] = STEP
         self._seen = (base, used, chosen, list(map(id, state.values())))
+
+    def follow(self, state: State) -> None:
+        """Take over what has been put into ``state`` since the last update, for an update like that one."""
+        if self._asked:
+            self.adopt(state, *self._asked)
 
     def _detach(self, i: int, entry: dict[str, Any], names: Mapping[str, str]) -> None:
         """A view of our buffers at another parameter's place (entries swapped, say) is read before that place is written."""

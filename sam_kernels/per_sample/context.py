@@ -169,8 +169,9 @@ class GradNorms:
             elif grad is not None or not accumulate:
                 p.grad = grad
 
-    def weighted_gradients(self, weights: Tensor) -> dict[Tensor, Tensor]:
-        """What ``weighted_backward`` would write, parameter by parameter, without writing it."""
+    def weighted_gradients(self, weights: Tensor, checked: bool = False) -> dict[Tensor, Tensor]:
+        """What ``weighted_backward`` would write, parameter by parameter, without writing it. ``checked``: weights that are not finite are
+        meant so."""
         if not self.weighted:
             raise RuntimeError("the weighted gradient needs what only the weighted form keeps; pass weighted=True to grad_norms()")
         if not isinstance(weights, Tensor) or not weights.is_floating_point():
@@ -179,7 +180,7 @@ class GradNorms:
             )
         if weights.shape != (self.batch_size,):
             raise ValueError(f"weights has shape {tuple(weights.shape)}; expected [{self.batch_size}], one per sample")
-        if not weights.is_cuda and not bool(torch.isfinite(weights).all()):
+        if not checked and not weights.is_cuda and not bool(torch.isfinite(weights).all()):
             raise ValueError("weights has entries that are not finite; expected finite ones: see the flag of ops.gibbs_weights")
         return self._weighted(weights.detach())
 

@@ -1,0 +1,188 @@
+"""A whole step of sharpness-aware training as one CUDA graph: both passes, the ascent, the update.
+
+The host's part of a step, some hundreds of launches, is done once; a replay is one launch. What the graph computes is what the step
+launched while it was captured, so shapes, addresses and every decision of the host are fixed; ``lr`` and ``rho`` are read on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .cuda_graph import RECORDERS
+from .optim import engine
+from .optim.live import LiveOptions
+from .optim.sam import SAM
+from .optim.snapshot import Snapshot
+
+R = TypeVar("R")
+
+
+class Captured(Generic[R]):
+    """What ``capture`` returns. Calling it replays the step."""
+
+    def __init__(self, step: Callable[..., R], optimizer: SAM, inputs: tuple[Tensor, ...], warmup: int) -> None:
+        self.optimizer, self._step = optimizer, step  # the step keeps alive what its launches read
+        self._inputs = tuple(torch.empty_like(x, device=optimizer.device, requires_grad=False).copy_(x.detach()) for x in inputs)
+        self._recorder = RECORDERS[optimizer.device.type](optimizer.device)
+        self._options = LiveOptions(optimizer)
+        snapshot = Snapshot(optimizer)
+        try:
+            with self._options.in_groups():
+                with snapshot.watching():
+                    self._warm_up(warmup)
+                optimizer.zero_grad(set_to_none=True)  # gradients are to be the graph's own, which nobody can free
+                buffers = snapshot.buffers()
+                self._outputs = tree_map_only(Tensor, Tensor.detach, self._recorder.record(self._run))
+            _check_same(buffers, snapshot.buffers())
+        except BaseException:
+            optimizer.restore()
+            raise
+        finally:
+            snapshot.restore()
+        self._buckets = optimizer._get_buckets()
+        self._state = [dict(bucket.state.buffers) for bucket in self._buckets]
+
+    def _run(self) -> R:
+        return self._step(*self._inputs)
+
+    def _warm_up(self, times: int) -> None:
+        steps: list[None] = []
+        handle = self.optimizer.register_step_post_hook(lambda *_: steps.append(None))
+        try:
+            for _ in range(times):
+                self._recorder.warm_up(self._run)
+                self._require_clean("step() left them so; finish it")
+        finally:
+            handle.remove()
+        if len(steps) < times:
+            raise ValueError("step() returned without a step of the optimizer; expected a function that calls optimizer.step()")
+
+    def __call__(self, *inputs: Tensor) -> R:
+        """Copy ``inputs`` into the graph's own tensors and replay the step. Returns what ``step`` returned, in tensors that the next
+        call overwrites. Waits for the device only to copy an input from the host.
+
+        Raises:
+            TypeError, ValueError: inputs of other number, shape or dtype than those captured; ``lr`` or ``rho`` that is no number.
+            RuntimeError: the optimizer is not what was captured: state loaded, groups edited, parameters moved, options other than
+                ``lr`` and ``rho`` changed, or perturbed. Nothing has been written.
+        """
+        self._check_inputs(inputs)
+        self._check_optimizer()
+        self._options.refresh()
+        for own, x in zip(self._inputs, inputs, strict=True):
+            own.copy_(x)  # from the host: not behind the back of a caller who writes the next batch into x
+        self._recorder.replay()
+        engine.written(self.optimizer.members())
+        self.optimizer._opt_called = self.optimizer.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # for schedulers
+        return self._outputs
+
+    def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs) != len(self._inputs):
+            raise TypeError(f"{len(inputs)} inputs given; the step was captured with {len(self._inputs)}")
+        for i, (own, x) in enumerate(zip(self._inputs, inputs, strict=True)):
+            if not isinstance(x, Tensor) or x.shape != own.shape or x.dtype != own.dtype:
+                given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(
+                    f"inputs[{i}] is {given}; the step was captured with {tuple(own.shape)} {own.dtype}: a graph has fixed shapes, so drop "
+                    "or pad a last batch that is smaller, or call the step itself with it"
+                )
+
+    def _check_optimizer(self) -> None:
+        optimizer = self.optimizer
+        self._require_clean("finish that step first,")
+        same = optimizer._buckets is self._buckets and optimizer._same_members() and not any(b.moved() for b in self._buckets)
+        if same:
+            for bucket in self._buckets:
+                bucket.state.follow(optimizer.state)
+        if not same or any(bucket.state.buffers != held for bucket, held in zip(self._buckets, self._state, strict=True)):
+            raise RuntimeError(
+                "the optimizer's parameters were moved or its groups edited, or a checkpoint was loaded, since the step was captured; "
+                "the graph would write to what it was before: capture again"
+            )
+
+    def _require_clean(self, why: str) -> None:
+        if self.optimizer._phase == "perturbed":
+            raise RuntimeError(f"the parameters are perturbed: {why} by second_step() or restore()")
+
+
+def _check_same(before: Mapping[Any, Tensor | None], now: Mapping[Any, Tensor | None]) -> None:
+    """Buffers, by module and name, before and after a step."""
+    for (module, name), x in now.items():
+        if before.get((module, name)) is not x:
+            raise ValueError(
+                f"buffer {name!r} of {type(module).__name__} is another tensor after every step; a graph sees only what is written in "
+                "place: use copy_()"
+            )
+
+
+def capture(step: Callable[..., R], optimizer: SAM, *inputs: Tensor, warmup: int = 3) -> Captured[R]:
+    """Capture a whole training step in a CUDA graph::
+
+        def train_step(x, y):
+            def closure():
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+            return optimizer.step(closure)
+
+        fast = sam_kernels.capture(train_step, optimizer, x, y)
+        for x, y in batches:
+            loss = fast(x, y)
+            scheduler.step()
+
+    ``step`` is run ``warmup`` times, then captured, then everything is put back: weights, state of the optimizer, buffers of its
+    ``model`` and of every module that ran, torch's own generators. Until then that takes their memory a second time. Not put back: what
+    else ``step`` changes (generators of yours, a ``GradScaler``'s scale, averages of weights).
+
+    Replays follow ``lr`` and ``rho`` of the groups, numbers as well as tensors; a change of any other option is an error. Dropout and
+    what else draws from torch's generator of the device goes on drawing. Hooks of optimizer and modules do not run in replays. Eager
+    steps may be mixed in.
+
+    Args:
+        step: a function of tensors that makes one step with ``optimizer``, by ``step(closure)``, ``step(losses, batch_size=)`` or
+            ``first_step`` and ``second_step``. It may return tensors, or nests of them.
+        optimizer: a ``sam_kernels.optim.SAM``, of any preset that decides nothing on the host, with a fused base, on one CUDA device.
+        inputs: examples, on any device: ``step`` is called with copies beside the parameters. A replay takes others of the same shapes and
+            dtypes.
+        warmup: eager steps before the capture, at least 1.
+
+    Raises:
+        TypeError, ValueError: what cannot be captured, named; nothing has been run.
+        RuntimeError: ``step`` waits for the device. Everything is put back.
+    """
+    _check(step, optimizer, inputs, warmup)
+    return Captured(step, optimizer, inputs, warmup)
+
+
+def _check(step: Any, optimizer: Any, inputs: tuple[Any, ...], warmup: Any) -> None:
+    if not callable(step):
+        raise TypeError(f"step is {type(step).__name__}; expected a function that makes one whole step")
+    if not isinstance(optimizer, SAM):
+        raise TypeError(f"optimizer is {type(optimizer).__name__}; expected a sam_kernels.optim.SAM: capture(step, optimizer, *inputs)")
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs[{i}] is {type(x).__name__}; expected a tensor: what does not change belongs into step itself")
+    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 1:
+        raise ValueError(f"warmup is {warmup!r}; expected an int >= 1: the first step allocates what the others use")
+    devices = sorted({str(p.device) for p in optimizer.members()})
+    if len(devices) != 1 or optimizer.device.type not in RECORDERS:
+        raise ValueError(f"the parameters are on {', '.join(devices)}; expected one CUDA device: graphs are captured there")
+    if optimizer._fused is None:
+        raise ValueError(
+            f"the base {type(optimizer.base_optimizer).__name__} is not fused, so that its step waits for the device; expected SGD, Adam, "
+            "AdamW, Lion or AMSGrad"
+        )
+    for dtype in {p.dtype for p in optimizer.members()}:
+        if "reference" in {optimizer.backend or op.chosen(optimizer.device.type, dtype) for op in engine.STEP_OPS}:
+            raise ValueError(
+                f"the step of {dtype} parameters would run on the reference backend, which copies numbers from the host every time; "
+                "expected backend 'cuda' or 'triton', and parameters in fp32, bf16 or fp16"
+            )
+    if why := optimizer.batch.on_host:
+        raise ValueError(f"the batch rule {type(optimizer.batch).__name__} {why}, which a graph would do once and for all; step eagerly")
+    optimizer._require_clean("capture()")
