@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
 LOGS = ROOT / "bench" / ".results" / "gpu" / "tests"
 PARTS = {  # files in the order in which they are begun, the most telling ones first, and in how many parts; then all others
-    "ops": 3, "losses": 1, "gibbs": 1, "draw": 2, "noise": 1, "layer_ops": 1, "grad_norm_kernels": 8, "optim": 1, "algorithms": 1,
-    "bases": 1, "amp": 1, "faults": 1, "per_sample": 6, "trainer": 1,
+    "ops": 3, "losses": 1, "gibbs": 1, "draw": 2, "noise": 1, "layer_ops": 1, "grad_norm_kernels": 8, "optim": 1, "capture": 2,
+    "algorithms": 1, "bases": 1, "amp": 1, "faults": 1, "per_sample": 6, "trainer": 1,
 }  # fmt: skip
 OTHERS = 3
 FIRST, STALLED = 120.0, 100.0  # seconds without a word: before the first test, and in one: some compile kernels for dozens of shapes
