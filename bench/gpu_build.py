@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpu_stages import ROOT, USABLE
+from gpu_plan import ROOT, USABLE
 
 CHECK = """import torch, sam_kernels
 from sam_kernels.backends.native import build_info

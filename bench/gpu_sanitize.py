@@ -11,8 +11,8 @@ import re
 import shutil
 import time
 
-from gpu_stages import ROOT, UNAVAILABLE, sanitizer
-from gpu_tests import Part, counted, run
+from gpu_parts import ROOT, Part, counted, run
+from gpu_plan import UNAVAILABLE, sanitizer
 
 LOGS = ROOT / "bench" / ".results" / "gpu" / "sanitize"
 BOTH = ("cuda-cuda", "triton-cuda")

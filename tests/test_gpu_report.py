@@ -271,6 +271,7 @@ def test_every_change_is_one_that_can_be_made() -> None:
 
 def test_a_change_and_another_cell_are_timed_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tune
+    import tune_cell
     from experiments import Cell, Experiment
 
     fake = tmp_path / "fake.py"
@@ -282,7 +283,7 @@ def test_a_change_and_another_cell_are_timed_in_turns(tmp_path: Path, monkeypatc
         "print('ready Made Up', flush=True)\n"
         "for k, _ in enumerate(sys.stdin): print(1.0 + changed + (cell['backend'] == 'twice') + (k == 0), flush=True)\n"
     )
-    monkeypatch.setattr(tune, "CHILD", [sys.executable, str(fake)])
+    monkeypatch.setattr(tune_cell, "CHILD", [sys.executable, str(fake)])
     cell = Cell("ascend_", "resnet18", "once")
     changed = Experiment("a", "2: because", cell, "sam_kernels/spans.py", "from collections", "CHANGED = 1\nfrom collections")
     assert (ROOT / changed.file).read_text().count(changed.old) == 1

@@ -19,7 +19,7 @@ def bench_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stage(name: str, code: str, limit: float = 20.0, **options):
-    from gpu_stages import Stage
+    from gpu_plan import Stage
 
     return Stage(name, (sys.executable, "-c", code), limit, **options)
 
@@ -170,15 +170,16 @@ def test_last(): pass
 
 
 def run_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, seconds: float = 60.0, **settings: float):
+    import gpu_parts
     import gpu_tests
 
     for name, value in settings.items():
-        monkeypatch.setattr(gpu_tests, name, value)
+        monkeypatch.setattr(gpu_parts, name, value)
     file, logs = tmp_path / "test_hard.py", tmp_path / "parts"
     file.write_text(text)
     logs.mkdir()
-    parts = [gpu_tests.Part(f"hard-{k}", [str(file), "-c", os.devnull, "--part", f"{k}/2"], logs) for k in (1, 2)]
-    gpu_tests.run(parts, 2, time.time() + seconds, time.time() + seconds + 5)
+    parts = [gpu_parts.Part(f"hard-{k}", [str(file), "-c", os.devnull, "--part", f"{k}/2"], logs) for k in (1, 2)]
+    gpu_parts.run(parts, 2, time.time() + seconds, time.time() + seconds + 5)
     return parts, gpu_tests.summary(parts)
 
 
@@ -259,8 +260,8 @@ def test_the_sanitizer_sees_a_case_of_every_op(tmp_path: Path) -> None:
 
 
 def test_verdicts_of_the_sanitizer(tmp_path: Path) -> None:
+    from gpu_parts import Part
     from gpu_sanitize import verdict
-    from gpu_tests import Part
 
     part = Part("memcheck-ops", [], tmp_path)
     part.path.write_text("\n".join(json.dumps(line) for line in (
