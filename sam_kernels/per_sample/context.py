@@ -286,7 +286,8 @@ def grad_norms(
         norms.weighted_backward(p)                      # .grad = sum_i p_i grad l_i, without a second backward
 
     Exact for all trainable parameters together: Linear, Conv1d-3d, Embedding, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and the affine
-    part of BatchNorm, called as modules or functions. Frozen parameters do not count. A trainable parameter used in any other way, or
+    part of BatchNorm, called as modules or functions, and ``p.expand(B, ...)`` of a parameter that is added to every sample (class tokens,
+    positions). Frozen parameters do not count. A trainable parameter used in any other way, or
     twice, raises (a custom autograd function that is given a parameter of such a layer besides is noticed in the weighted form only).
     Samples lie one after the other along the first dimension of every layer's input, which is a multiple of B: rows in another order, two
     views of a batch in one call, or rows that all samples share cannot be told apart from that; ``verify`` can. Gradient hooks of
