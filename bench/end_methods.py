@@ -50,9 +50,13 @@ class Work:
         return cls(case, model, x.to(device), y.to(device), device)
 
     def matched(self, samples: int, dtype: torch.dtype) -> "Work":
-        """Some of its samples, computed in ``dtype`` throughout."""
+        """Some of its samples, computed in ``dtype`` throughout; without kinks, where a rounding decides about a gradient."""
         x = self.x[:samples].to(dtype) if self.x.is_floating_point() else self.x[:samples]
-        return replace(self, model=deepcopy(self.model).to(dtype), x=x, y=self.y[:samples], autocast=False)
+        model = deepcopy(self.model).to(dtype)
+        for module in model.modules():
+            for name, _ in filter(lambda child: isinstance(child[1], nn.ReLU), list(module.named_children())):
+                setattr(module, name, nn.GELU())
+        return replace(self, model=model, x=x, y=self.y[:samples], autocast=False)
 
 
 class Trial:

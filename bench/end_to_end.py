@@ -65,6 +65,7 @@ def measure(cases: dict[str, Case], names: list[str], device: str, seconds: floa
     found |= {"steps": [], "targets": []}
     kinds = dict(METHODS[name] for name in names)
     path.parent.mkdir(parents=True, exist_ok=True)
+    gc.collect()
     gc.freeze()  # what was imported is not to be searched whenever a method is forgotten
     for k, (name, case) in enumerate(cases.items()):
         if (now := perf_counter()) > end:

@@ -43,7 +43,7 @@ def run(tmp_path: Path, *words: str, expected: int = 0) -> dict[str, Any]:
 
 
 def test_all_families_and_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(tmp_path, "--models", "tiny", expected=1)
+    found = run(tmp_path, "--models", "tiny")
     said = capsys.readouterr().out
     assert {"device", "torch", "date", "commit"} <= found["where"].keys()
     assert not found["interrupted"] and not found["left_out"] and not found["targets"]
@@ -55,13 +55,10 @@ def test_all_families_and_methods(tmp_path: Path, capsys: pytest.CaptureFixture[
         if name in CAPTURED or (name == "sam-package" and find_spec("pytorch_optimizer") is None):
             assert row["missing"] in ("needs a CUDA GPU", "pytorch_optimizer is not installed") and "ms" not in row
             continue
-        if row["model"] == "tiny_gpt" and name in ("norms", "rw-eager"):
-            assert "words.weight is used by two calls" in row["failed"] and "ms" not in row
-            continue
         assert "failed" not in row, row["failed"]
         assert row["rounds"] == 2 and 0 < row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
         assert row["samples_per_s"] == pytest.approx(case.samples * 1e3 / row["ms"]["median"])
-        assert row["match"] == ("baseline" if name == "passes" else "fp64 rule")
+        assert row["match"] == "baseline" if name == "passes" else float(row["match"]) < end_match.TOLERANCE
         assert (row["optimizer_ms"] > 0) == (name not in ("passes", "norms")) and row["peak_bytes"] is None
         two_passes = name.startswith(("sam", "rw"))
         forwards = [path for path in row["phases_ms"] if path.endswith("forward")]
@@ -99,7 +96,7 @@ def test_a_method_that_computes_something_else_is_not_timed(broken: str, tmp_pat
 
 def test_statistics_that_a_second_pass_records_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matcher = end_match.Matcher(end_methods.Work.of(TINY["tiny_wrn"], "cpu"))
-    assert matcher.check("ours", end_methods.Ours) == "fp64 rule"
+    assert float(matcher.check("ours", end_methods.Ours)) < end_match.TOLERANCE
     monkeypatch.setattr(end_methods, "frozen_batchnorm", nullcontext)
     with pytest.raises(Mismatch, match="statistics"):
         matcher.check("loop", end_methods.Loop)

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     make: Callable[..., Layer]
     autocast: str = ""  # "low": runs in the lower precision, "wide": in fp32 on a GPU
     prepare: Callable[[Tensor], Tensor] | None = None  # of x, differentiated by autograd
+    ties: bool = False  # may share its weight with an embedding before it
 
     def operands(self, detached: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x, weight and bias as the function is to have them; ``detached``: no gradient of the parameters is asked for."""
@@ -53,7 +54,7 @@ POLICIES = ("error", "contribution", "frozen")
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), autocast="low")
+    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), autocast="low", ties=True)
 
 
 def _conv(

@@ -64,10 +64,12 @@ class Residual(nn.Module):
         self.short = shortcut(inputs, outputs, stride)
         if short_norm and isinstance(self.short, nn.Conv2d):
             self.short = nn.Sequential(self.short, norm(outputs))
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self.short(x))
+        y = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        out: Tensor = self.act(y + self.short(x))
+        return out
 
 
 def cnn() -> nn.Module:

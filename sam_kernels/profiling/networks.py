@@ -32,12 +32,12 @@ class PreActivation(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(inputs), conv3(inputs, outputs, stride)
         self.norm2, self.conv2 = nn.BatchNorm2d(outputs), conv3(outputs, outputs)
-        self.short = shortcut(inputs, outputs, stride)
+        self.short, self.act = shortcut(inputs, outputs, stride), nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(x))
-        short = self.short(x if isinstance(self.short, nn.Identity) else y)
-        return short + self.conv2(F.relu(self.norm2(self.conv1(y))))
+        y = self.act(self.norm1(x))
+        short: Tensor = self.short(x if isinstance(self.short, nn.Identity) else y)
+        return short + self.conv2(self.act(self.norm2(self.conv1(y))))
 
 
 def wide_resnet(depth: int, widening: int, classes: int, width: int = 16) -> nn.Module:
