@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from end_match import Matcher
-from end_methods import Captured, Missing, Trial, Work
+from end_methods import Captured
+from end_trial import Trial, Work
 
 from sam_kernels.profiling.recorder import Recorder, ordered
 from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
@@ -47,8 +48,8 @@ class Cell:
 
     def _each_alone(self, matcher: Matcher) -> None:
         for name, kind in self.kinds.items():
-            if perf_counter() > self.deadline:
-                self.rows[name] = {"missing": "left out: the time was over"}
+            if why := kind.missing(self.work.device) or ("left out: the time was over" if perf_counter() > self.deadline else None):
+                self.rows[name] = {"missing": why}
             else:
                 self._try(name, lambda name=name, kind=kind: {"match": matcher.check(name, kind)} | alone(kind, self.work))
             forget()
@@ -61,8 +62,6 @@ class Cell:
         row = self.rows.setdefault(name, {})
         try:
             found = what()
-        except Missing as reason:
-            row["missing"] = str(reason)
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         else:
@@ -149,7 +148,7 @@ def alone(kind: type[Trial], work: Work) -> Row:
 
 
 def forget() -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
+    """Give back the device memory that nobody holds any more."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -2,8 +2,8 @@
 
 In fp32 without autocast and TF32, on the first samples of the batch: losses, changes of the weights, statistics of BatchNorm, per-sample
 norms. Plain is the loop for SAM, and the reference backend for what is ours alone. No result may err by more than ``TOLERANCE`` of its
-largest element: three steps of ResNet-18 in fp32 err by a fifth of it, a radius that is wrong by 2 % by several times as much. ReLU is GELU
-here, since beside a kink no error is small.
+largest element, and a change by as much as the weights are rounded in so many steps. ReLU is GELU here: beside a kink no error is small.
+(ResNet-18, in fractions of that: 0.3 for what is right, 19 for a radius that is wrong by 2 %, 6 for no weight decay.)
 
 A captured step must have the bits of the eager one, on the batch and under the autocast that are timed, with deterministic kernels that are
 not autotuned. Where the eager one does not repeat its own bits, its repetitions say by how much the captured one may differ.
@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from end_methods import Captured, ExactNorms, Ours, PlainLoop, Reweighted, Sgd, Trial, Work, on_reference
+from end_methods import Captured, ExactNorms, Ours, PlainLoop, Reweighted, Sgd, on_reference
+from end_trial import Trial, Work
 from torch import Tensor
 
 from sam_kernels.profiling.match import Mismatch, assert_bits
 from sam_kernels.profiling.steps import thinned
 
 STEPS, SAMPLES, REPETITIONS = 3, 4, 3
-TOLERANCE = 5e-4
+TOLERANCE = 2e-4
+CHANGES = "changes of the weights"
 Kind = Callable[[Work], Trial]
 Results = dict[str, list[Tensor]]
 
@@ -65,7 +67,7 @@ def results(kind: Kind, work: Work) -> Results:
     gradients = [p.grad.detach().clone() for p in trial.params] if trial.optimizer is None else []
     found = {
         "losses": losses,
-        "changes of the weights": [t for name, t in change.items() if name in trained and trial.optimizer is not None],
+        CHANGES: [t for name, t in change.items() if name in trained and trial.optimizer is not None],
         "gradients": gradients,
         "statistics": [t for name, t in change.items() if name not in trained],
         "norms": norms,
@@ -87,7 +89,10 @@ class Matcher:
             return self._captured(name, kind)
         with deterministic(strict=False):
             got, truth = results(kind, self.work.matched(SAMPLES, torch.float32)), self._truth(kind)
-        return f"{assert_near(name, got, truth, TOLERANCE):.1e}"
+        largest = max(p.abs().max().item() for p in self.work.model.parameters())
+        rounding = {CHANGES: STEPS * torch.finfo(torch.float32).eps / 2 * largest}
+        allowed = {part: TOLERANCE * size(values) + rounding.get(part, 0.0) for part, values in truth.items()}
+        return f"{within(name, got, truth, allowed):.2f} of the tolerance"
 
     def _truth(self, kind: type[Trial]) -> Results:
         plain = next(reference for of, reference in REFERENCES.items() if issubclass(kind, of))
@@ -107,27 +112,31 @@ class Matcher:
             return self._same_bits(name, kind, eager)
 
     def _same_bits(self, name: str, kind: type[Captured], eager: type[Ours]) -> str:
-        got, first, again = (results(k, self.work) for k in (kind, eager, eager))
-        try:
-            for part in first:
-                assert_bits(part, again[part], first[part])
-        except Mismatch:
-            more = [again, *(results(eager, self.work) for _ in range(REPETITIONS - 1))]
-            spread = max(assert_near(name, run, first, float("inf")) for run in more)
-            return f"{assert_near(name, got, first, 2 * spread):.1e}, eager {spread:.1e}"
+        first, again, got = (results(k, self.work) for k in (eager, eager, kind))  # capture last: it cannot recover from a refusal
+        if any(errors(again, first).values()):
+            more = [errors(run, first) for run in (again, *(results(eager, self.work) for _ in range(REPETITIONS - 1)))]
+            allowed = {part: 2 * max(found[part] for found in more) for part in first}
+            return f"{within(name, got, first, allowed):.2f} of twice the spread of the eager step, whose bits do not repeat"
         for part, values in got.items():
             assert_bits(f"{name}: {part}", values, first[part])
         return "bits"
 
 
-def assert_near(name: str, got: Results, want: Results, tolerance: float) -> float:
-    """The largest error of all results, over the largest element of each."""
+def size(tensors: list[Tensor]) -> float:
+    return max(t.abs().max().item() for t in tensors)
+
+
+def errors(got: Results, want: Results) -> dict[str, float]:
+    """The largest of each result."""
+    return {part: size([x.double() - y.double() for x, y in zip(got[part], want[part], strict=True)]) for part in want}
+
+
+def within(name: str, got: Results, want: Results, allowed: dict[str, float]) -> float:
+    """The largest part of what is ``allowed`` that an error takes."""
     if got.keys() != want.keys():
         raise Mismatch(f"{name}: it has {sorted(got)}, the reference {sorted(want)}")
-    errors = {}
-    for part, values in got.items():
-        x, y = (torch.cat([t.double().reshape(-1) for t in tensors]) for tensors in (values, want[part]))
-        errors[part] = ((x - y).abs().max() / y.abs().max()).item()
-        if not errors[part] <= tolerance:  # not a number either
-            raise Mismatch(f"{name}: {part}: error {errors[part]:.1e} of the largest element exceeds {tolerance:.1e}")
-    return max(errors.values())
+    found = errors(got, want)
+    for part, error in found.items():
+        if not error <= allowed[part]:  # not a number either
+            raise Mismatch(f"{name}: {part}: error {error:.2e} exceeds {allowed[part]:.2e}, largest element {size(want[part]):.2e}")
+    return max(error / allowed[part] if error else 0.0 for part, error in found.items())

@@ -1,17 +1,15 @@
-"""Methods of ``end_to_end.py``: whole training steps of a network, each on its own copy of the weights.
+"""Methods of ``end_to_end.py``: whole training steps, each on its own copy of the weights.
 
-trial(x, y) clears the gradients, takes one step and returns the loss at the clean weights. All forwards are the same code under the same
-autocast; every method of two passes freezes the statistics of BatchNorm in the second.
+Every method of two passes freezes the statistics of BatchNorm in the second.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import peers
 import torch
+from end_trial import Trial, Work
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,75 +17,12 @@ import sam_kernels
 from sam_kernels import optim, per_sample
 from sam_kernels.batchnorm import frozen_batchnorm
 from sam_kernels.profiling.methods import Method
-from sam_kernels.profiling.models import Case
 from sam_kernels.profiling.steps import Step
-from sam_kernels.profiling.subjects import Objective, Wish, placed
 from sam_kernels.profiling.training import METHODS as PRESETS
 from sam_kernels.spans import span
 
 RHO = 0.05
 SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}  # lr: no step diverges, however often it sees one batch; its cost is the same
-
-
-class Missing(Exception):
-    """A method that cannot run here, which is no failure of it."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is trained: weights on the CPU to be copied, a batch on the device."""
-
-    case: Case
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    device: str
-    autocast: bool = True
-
-    @classmethod
-    def of(cls, case: Case, device: str, batch_size: int | None = None) -> "Work":
-        model, x, y = placed(case, Wish(batch_size))
-        return cls(case, model, x.to(device), y.to(device), device)
-
-    def matched(self, samples: int, dtype: torch.dtype) -> "Work":
-        """Some of its samples, computed in ``dtype`` throughout; without kinks, where a rounding decides about a gradient."""
-        x = self.x[:samples].to(dtype) if self.x.is_floating_point() else self.x[:samples]
-        model = deepcopy(self.model).to(dtype)
-        for module in model.modules():
-            for name, _ in filter(lambda child: isinstance(child[1], nn.ReLU), list(module.named_children())):
-                setattr(module, name, nn.GELU())
-        return replace(self, model=model, x=x, y=self.y[:samples], autocast=False)
-
-
-class Trial:
-    """Forward and backward; what a method adds to them is in its ``__call__``."""
-
-    optimizer: Any = None
-    norms: Tensor | None = None  # [B], of the last step
-
-    def __init__(self, work: Work) -> None:
-        self.model = deepcopy(work.model).to(work.device)
-        self.objective = Objective(self.model, work.case.losses, work.autocast)
-        self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.build(work)
-
-    def build(self, work: Work) -> None:
-        """Make the optimizer."""
-
-    def clear(self) -> None:
-        for p in self.params:
-            p.grad = None
-
-    def passed(self, x: Tensor, y: Tensor) -> Tensor:
-        with span("forward"):
-            loss: Tensor = self.objective(x, y).mean()
-        with span("backward"):
-            loss.backward()
-        return loss.detach()
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        self.clear()
-        return self.passed(x, y)
 
 
 class ExactNorms(Trial):
@@ -159,10 +94,9 @@ class Package(Peer):
     kind = peers.PytorchOptimizer
     options = {"foreach": True, "fused": True}  # noqa: RUF012
 
-    def build(self, work: Work) -> None:
-        if find_spec("pytorch_optimizer") is None:
-            raise Missing("pytorch_optimizer is not installed")
-        super().build(work)
+    @classmethod
+    def missing(cls, device: str) -> str | None:
+        return None if find_spec("pytorch_optimizer") else "pytorch_optimizer is not installed"
 
 
 class Foreach(Peer):
@@ -197,10 +131,9 @@ class Captured(Ours):
 
     replay: Callable[..., Tensor] | None = None
 
-    def build(self, work: Work) -> None:
-        if work.device != "cuda":
-            raise Missing("needs a CUDA GPU")
-        super().build(work)
+    @classmethod
+    def missing(cls, device: str) -> str | None:
+        return None if device == "cuda" else "needs a CUDA GPU"
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self.replay is None:

@@ -20,8 +20,8 @@ from typing import Any
 import end_methods as methods
 import torch
 from end_cell import Cell, forget
-from end_methods import Trial, Work
 from end_tables import BASES, CAPTURED, EAGER, LOOP, NORMS, PASSES, RW_CAPTURED, RW_EAGER, table, verdict_line, verdicts
+from end_trial import Trial, Work
 
 from sam_kernels.profiling.models import Case
 from sam_kernels.profiling.networks import NETWORKS, TINY
@@ -61,13 +61,12 @@ def rows_of(name: str, case: Case, work: Work, cell: Cell) -> list[dict[str, Any
 def measure(cases: dict[str, Case], names: list[str], device: str, seconds: float, batch_size: int | None, path: Path) -> dict[str, Any]:
     """All networks, those left when the time is over left out; written as it grows."""
     end = perf_counter() + seconds
-    found: dict[str, Any] = {"where": {**where_it_runs(device), "commit": commit(ROOT)}, "interrupted": False, "left_out": []}
-    found |= {"steps": [], "targets": []}
+    found: dict[str, Any] = {"where": {**where_it_runs(device), "commit": commit(ROOT)}, "settings": {"rho": methods.RHO, **methods.SGD}}
+    found |= {"interrupted": False, "died": None, "left_out": [], "steps": [], "targets": []}
     kinds = dict(METHODS[name] for name in names)
     path.parent.mkdir(parents=True, exist_ok=True)
-    gc.collect()
-    gc.freeze()  # what was imported is not to be searched whenever a method is forgotten
     for k, (name, case) in enumerate(cases.items()):
+        gc.freeze()  # what was imported is not to be searched whenever a method is forgotten
         if (now := perf_counter()) > end:
             found["left_out"].append(name)
         else:
@@ -77,16 +76,18 @@ def measure(cases: dict[str, Case], names: list[str], device: str, seconds: floa
                 cell.measure()
             except KeyboardInterrupt:
                 found["interrupted"] = True
+            except Exception as error:  # outside of any method: a device that answers no more
+                found["died"] = f"{name}: {type(error).__name__}: {error}"
             rows = rows_of(name, case, work, cell)
             judged = verdicts(rows)
             found["steps"] += rows
             found["targets"] += judged
             print("\n".join([table(rows), *map(verdict_line, judged), ""]) if rows else f"{name}: nothing was measured", flush=True)
             del work, cell
-            forget()
         path.write_text(json.dumps(found, indent=1) + "\n")
-        if found["interrupted"]:
+        if found["interrupted"] or found["died"]:
             break
+        forget()
     gc.unfreeze()
     return found
 
@@ -116,13 +117,18 @@ def main(words: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1" and arguments.device == "cuda":
         print("bench/end_to_end.py: TRITON_INTERPRET=1 is set; the interpreter is not to be timed", file=sys.stderr)
         return 1
+    if arguments.device == "cuda":  # before cuBLAS begins; torch's own size on Hopper, and no match is strict without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     where = where_it_runs(arguments.device)
     path = arguments.out / f"{where['device'].lower().replace(' ', '-')}-{where['date']}-steps.json"
     cases = {name: known[name] for name in models}
     found = measure(cases, names, arguments.device, arguments.seconds, arguments.batch_size, path)
     left = f"left out, {arguments.seconds:.0f} s were over: {', '.join(found['left_out'])}\n" if found["left_out"] else ""
     print(f"{left}{described(found['where'])}, commit {found['where']['commit']}\n{path}")
-    return INTERRUPTED if found["interrupted"] else int(any("failed" in row for row in found["steps"]))
+    if found["died"]:
+        print(found["died"], file=sys.stderr)
+    failed = found["died"] or any("failed" in row for row in found["steps"])
+    return INTERRUPTED if found["interrupted"] else int(bool(failed))
 
 
 if __name__ == "__main__":

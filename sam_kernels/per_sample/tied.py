@@ -42,7 +42,7 @@ class TiedLinear(Linear):
         """``[B, T, inputs]``: of each sample's weight gradient the rows of its ids."""
         a, g = self._matrices(x, g)
         dtype = accumulator(g.dtype)
-        with span("norms"):
+        with span("norms"), torch.autocast(g.device.type, enabled=False):
             at_ids = g.gather(2, self.ids[:, None].expand(-1, g.shape[1], -1))  # [B, positions, T]
             rows = at_ids.mT.to(dtype) @ a.to(dtype)
             return rows.masked_fill_((self.ids == self.padding_idx)[..., None], 0)
