@@ -2,8 +2,9 @@
 
 Alone: ``peak_bytes``, the peak of the memory while it takes a step, with weights, batch and state (of a captured step with its capture: a
 graph takes no memory when it is replayed, but holds its pool for as long as it lives, ``reserved_bytes``), and ``phases_ms`` of its step
-between events of the stream, a phase's own without those inside of it; the optimizer's are ``ascend`` and ``descend``. A graph has no such
-events: null. In rounds: seconds of the host for some steps in a row and the wait for the device behind the last, over their number.
+between events of the stream, a phase's own without those inside of it; where the host is the slower one, a phase takes as long as it does.
+The optimizer's are ``ascend`` and ``descend``. A graph has no such events: null.
+In rounds: seconds of the host for some steps in a row and the wait for the device behind the last, over their number.
 """
 
 import gc

@@ -72,7 +72,7 @@ def results(kind: Kind, work: Work) -> Results:
         "statistics": [t for name, t in change.items() if name not in trained],
         "norms": norms,
     }
-    return {name: thinned(values) if name != "losses" else values for name, values in found.items() if values}
+    return {name: [t.cpu() for t in thinned(values)] for name, values in found.items() if values}  # no part of anybody's peak of memory
 
 
 class Matcher:

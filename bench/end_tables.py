@@ -52,7 +52,11 @@ def verdicts(rows: list[Row]) -> list[Row]:
 
 
 def verdict_line(verdict: Row) -> str:
-    if verdict["ratio"] is None:
-        return f"{verdict['model']}: {verdict['target']}: not measured"
-    said = f"{between(verdict['ratio'])} of {verdict['to']}, at most {number(verdict['bound'])}"
-    return f"{verdict['model']}: {verdict['target']}: {'met' if verdict['met'] else 'MISSED'}, {said}"
+    head, ratio, bound = f"{verdict['model']}: {verdict['target']}", verdict["ratio"], verdict["bound"]
+    if ratio is None:
+        return f"{head}: not measured"
+    said = f"{between(ratio)} of {verdict['to']}, wanted <= {number(bound)}"
+    if bound < 1:
+        faster = {"median": 1 / ratio["median"], "p20": 1 / ratio["p80"], "p80": 1 / ratio["p20"]}
+        said = f"{between(faster)} times as fast as {verdict['to']}, wanted >= {number(1 / bound)}"
+    return f"{head}: {'met' if verdict['met'] else 'MISSED'}, {said}"

@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, type[Trial]]] = {
 def rows_of(name: str, case: Case, work: Work, cell: Cell) -> list[dict[str, Any]]:
     about = {
         "model": name,
-        "label": case.label,
+        "label": case.label.rpartition(", B ")[0],
         "batch": len(work.x),
         "shape": list(work.x.shape),
         "parameters": sum(p.numel() for p in work.model.parameters()),
@@ -79,7 +79,7 @@ def measure(cases: dict[str, Case], names: list[str], device: str, seconds: floa
             except Exception as error:  # outside of any method: a device that answers no more
                 found["died"] = f"{name}: {type(error).__name__}: {error}"
             rows = rows_of(name, case, work, cell)
-            judged = verdicts(rows)
+            judged = verdicts(rows) if device == "cuda" else []
             found["steps"] += rows
             found["targets"] += judged
             print("\n".join([table(rows), *map(verdict_line, judged), ""]) if rows else f"{name}: nothing was measured", flush=True)
