@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_graph import CpuRecorder
 
-import sam_kernels
+from sam_kernels import cuda_graph
 from sam_kernels.profiling.match import Mismatch
 from sam_kernels.profiling.networks import TINY
 
@@ -105,30 +106,35 @@ def test_statistics_that_a_second_pass_records_are_noticed(tmp_path: Path, monke
 
 
 class Here(end_methods.Captured):
-    """A captured step on the CPU, by a ``capture`` of the test."""
-
     missing = end_methods.Ours.missing
 
 
-def captured(capture: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sam_kernels, "capture", capture, raising=False)
-    return end_match.Matcher(end_trial.Work.of(TINY["tiny_wrn"], "cpu")).check("captured", Here)
+class ReweightedHere(Here):
+    preset = "rw-exact"
 
 
-def test_a_captured_step_has_the_bits_of_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def captured(monkeypatch: pytest.MonkeyPatch, name: str = "tiny_wrn", kind: type[Here] = Here) -> str:
+    """A captured step on the CPU, with what stands there for a graph."""
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", CpuRecorder)
+    return end_match.Matcher(end_trial.Work.of(TINY[name], "cpu")).check("captured", kind)
 
-    def capture(step: Callable[..., Any], optimizer: Any, *inputs: torch.Tensor) -> Callable[..., Any]:
-        seen.append(optimizer)
-        return step
 
-    def with_a_step_more(step: Callable[..., Any], optimizer: Any, *inputs: torch.Tensor) -> Callable[..., Any]:
-        step(*inputs)
-        return step
+@pytest.mark.parametrize("kind", [Here, ReweightedHere])
+@pytest.mark.parametrize("name", TINY)
+def test_a_captured_step_has_the_bits_of_the_eager_one(name: str, kind: type[Here], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert captured(monkeypatch, name, kind) == "bits"
 
-    assert captured(capture, monkeypatch) == "bits" and isinstance(seen[0], torch.optim.Optimizer)
-    with pytest.raises(Mismatch, match="other bits"):
-        captured(with_a_step_more, monkeypatch)
+
+def test_a_captured_step_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = CpuRecorder.replay
+
+    def twice(recorder: CpuRecorder) -> None:
+        replay(recorder)
+        replay(recorder)
+
+    monkeypatch.setattr(CpuRecorder, "replay", twice)
+    with pytest.raises(Mismatch, match="captured: losses: result 0 has other bits"):
+        captured(monkeypatch)
 
 
 def test_where_eager_steps_do_not_repeat_their_spread_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,14 +143,14 @@ def test_where_eager_steps_do_not_repeat_their_spread_is_allowed(monkeypatch: py
     def noisy(trial: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = passed(trial, x, y)
         for p in trial.params:
-            p.grad *= 1 + (1e-2 if getattr(trial, "wrong", False) else 1e-4) * torch.randn((), generator=torch_noise)
+            p.grad *= 1 + (1.0 if getattr(trial, "wrong", False) else 1e-4) * torch.randn((), generator=torch_noise)
         return loss
 
     monkeypatch.setattr(end_methods.Ours, "passed", noisy)
-    assert "whose bits do not repeat" in captured(lambda step, *_: step, monkeypatch)
-    monkeypatch.setattr(Here, "wrong", True, raising=False)
+    assert "whose bits do not repeat" in captured(monkeypatch)
+    monkeypatch.setattr(Here, "wrong", True, raising=False)  # the eager ones are not
     with pytest.raises(Mismatch, match="exceeds"):
-        captured(lambda step, *_: step, monkeypatch)
+        captured(monkeypatch)
 
 
 def test_a_method_that_fails_while_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
