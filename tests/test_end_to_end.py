@@ -16,6 +16,7 @@ from cpu_graph import CpuRecorder
 from sam_kernels import cuda_graph
 from sam_kernels.profiling.match import Mismatch
 from sam_kernels.profiling.networks import TINY
+from sam_kernels.profiling.where import commit
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))
@@ -185,6 +186,24 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         ("tiny_vit", 2), ("tiny_vit", 2), ("tiny_gpt", 1), ("tiny_gpt", 1)
     ]  # fmt: skip
     assert "tiny_gpt" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_anything_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(kind: type[end_trial.Trial], work: Any) -> Any:
+        if kind is end_methods.Sgd:
+            raise KeyboardInterrupt
+        return {"step_ms": 1.0}
+
+    monkeypatch.setattr(end_cell, "alone", interrupted)
+    found = run(tmp_path, "--models", "tiny_vit", "--methods", "passes,sgd,sam-loop", expected=130)
+    assert [row["method"] for row in found["steps"]] == ["forward + backward", "SGD"] and not any("ms" in row for row in found["steps"])
+    assert "not timed" in capsys.readouterr().out
+
+
+def test_the_commit_is_that_of_a_checkout(tmp_path: Path) -> None:
+    assert commit(tmp_path) == "unknown"
+    head = commit(BENCH.parent).removesuffix(", modified")
+    assert head == "unknown" or (len(head) >= 10 and int(head, 16))
 
 
 def test_what_fails_outside_of_the_methods_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

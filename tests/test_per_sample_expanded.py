@@ -5,10 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from per_sample_models import data
-from per_sample_oracle import B, error, oracle, refused, run, squares
+from per_sample_oracle import B, Place, check, error, everywhere, on, oracle, refused, run, squares
 from torch import Tensor, nn
-
-from sam_kernels import per_sample
 
 T, D = 5, 4
 forms = pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
@@ -37,31 +35,17 @@ USES: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor]]] = {
 }
 
 
-@forms
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("use", USES)
-def test_norms(use: str, weighted: bool) -> None:
-    model, x = Uses(*USES[use]).double(), data((B, T, D), torch.float64)
-    assert error(run(model, x, weighted=weighted).squared, squares(oracle(model, x))) <= 1e-12
+def test_norms_and_gradients(use: str, dtype: torch.dtype, place: Place) -> None:
+    model = Uses(*USES[use]).to(dtype)
+    check(model, data((B, T, D), dtype), on(place, model))
 
 
-@pytest.mark.parametrize("use", USES)
-def test_gradients(use: str) -> None:
-    """``.grad`` as usual, and the weighted sum of the samples' gradients."""
-    model, x = Uses(*USES[use]).double(), data((B, T, D), torch.float64)
-    params, c = list(model.parameters()), data((B,), torch.float64)
-    plain, weighted = (
-        torch.autograd.grad((by * model(x).square().sum((1, 2))).sum(), params) for by in (torch.ones(B, dtype=torch.float64), c)
-    )
-    with per_sample.grad_norms(model, B, reduction="sum"):
-        model(x).square().sum().backward()
-    for p, g in zip(params, plain, strict=True):
-        torch.testing.assert_close(p.grad, g)
-    with per_sample.grad_norms(model, B, reduction="sum", weighted=True) as norms:
-        model(x).square().sum().backward()
-    norms.weighted_backward(c)
-    for p, g in zip(params, weighted, strict=True):
-        torch.testing.assert_close(p.grad, g)
-    assert "expanded over the batch" in norms.explain()
+def test_it_is_explained() -> None:
+    norms = run(Uses(*USES["positions"]), data((B, T, D)))
+    assert "1x5x4 expanded over the batch" in norms.explain()
 
 
 REFUSED: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor], str]] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from per_sample_models import data
-from per_sample_oracle import B, combined, error, oracle, refused, run, squares
+from per_sample_oracle import B, Place, check, error, everywhere, on, oracle, refused, run, squares
 from torch import Tensor, nn
 
 from sam_kernels import per_sample
@@ -49,14 +49,20 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tens
     return make().to(dtype), data((B, *shape), ids=V)
 
 
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_and_gradients(name: str, dtype: torch.dtype, place: Place) -> None:
+    model, ids = made(name, dtype)
+    check(model, ids, on(place, model))
+
+
 @forms
 @pytest.mark.parametrize("name", MODELS)
-def test_norms(name: str, weighted: bool) -> None:
+def test_norms_by_layer(name: str, weighted: bool) -> None:
     model, ids = made(name)
     norms = run(model, ids, weighted=weighted, per_layer=True)
-    want = oracle(model, ids)
-    assert error(norms.squared, squares(want)) <= 1e-12
-    ends = {name: g for name, g in want.items() if not name.startswith("between")}  # both, and the bias of the head, by the table's name
+    ends = {name: g for name, g in oracle(model, ids).items() if not name.startswith("between")}  # the bias of the head too
     assert error(norms.per_layer["words"], squares(ends)) <= 1e-12
     assert "tied to an embedding" in norms.explain()
 
@@ -66,24 +72,6 @@ def test_norms(name: str, weighted: bool) -> None:
 def test_methods_in_fp32(weighted: bool, method: str) -> None:
     model, ids = made("module", torch.float32)
     assert error(run(model, ids, weighted=weighted, method=method).squared, squares(oracle(model, ids))) <= 1e-5
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_gradients(name: str) -> None:
-    """``.grad`` as usual, and the weighted sum of the samples' gradients, with the table's two parts."""
-    model, ids = made(name)
-    params, c = dict(model.named_parameters()), data((B,), torch.float64)
-    want = combined(oracle(model, ids, lambda y: y.square().flatten(1).sum(1)), c)
-    plain = torch.autograd.grad(model(ids).square().sum(), [*params.values()])
-    with per_sample.grad_norms(model, B, reduction="sum"):
-        model(ids).square().sum().backward()
-    for p, g in zip(params.values(), plain, strict=True):
-        torch.testing.assert_close(p.grad, g)
-    with per_sample.grad_norms(model, B, reduction="sum", weighted=True) as norms:
-        model(ids).square().sum().backward()
-    norms.weighted_backward(c)
-    for name_, p in params.items():
-        torch.testing.assert_close(p.grad, want[name_])
 
 
 @forms
