@@ -124,6 +124,7 @@ def warm(kind: type[Trial], work: Work) -> Trial:
 
 def alone(kind: type[Trial], work: Work) -> Row:
     cuda, captured = work.device == "cuda", issubclass(kind, Captured)
+    forget()  # a graph that was matched is held by itself
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     trial, recorder = warm(kind, work), Recorder(work.device)
