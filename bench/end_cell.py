@@ -9,6 +9,8 @@ In rounds: seconds of the host for some steps in a row and the wait for the devi
 
 import gc
 import math
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -65,6 +67,8 @@ class Cell:
             found = what()
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            row["traceback"] = traceback.format_exc(limit=-8)
+            print(f"{self.work.case.label}, {name}: {row['failed']}", file=sys.stderr, flush=True)
         else:
             row |= found or {}
 

@@ -89,13 +89,16 @@ BREAKS: dict[str, tuple[str, Callable[[Any], object]]] = {
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_a_method_that_computes_something_else_is_not_timed(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_computes_something_else_is_not_timed(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, change = BREAKS[broken]
     monkeypatch.setattr(peers.ForeachFused, name, before(getattr(peers.ForeachFused, name), change))
     found = run(tmp_path, "--models", "tiny_vit", "--methods", "sam-loop,sam-foreach", expected=1)
     loop, foreach = found["steps"]
     assert "ms" in loop and "ms" not in foreach and "step_ms" not in foreach
-    assert foreach["failed"].startswith("Mismatch: SAM, foreach + fused: ")
+    assert foreach["failed"].startswith("Mismatch: SAM, foreach + fused: ") and "in within" in foreach["traceback"]
+    assert foreach["failed"] in capsys.readouterr().err
 
 
 def test_statistics_that_a_second_pass_records_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
