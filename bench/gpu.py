@@ -11,11 +11,8 @@ and says why.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,6 +27,8 @@ from sam_kernels.profiling import timing
 from sam_kernels.profiling.methods import Method, bytes_per_parameter
 from sam_kernels.profiling.tables import number
 from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
+from sam_kernels.profiling.where import commit
+from sam_kernels.profiling.where import where as where_it_runs
 from sam_kernels.profiling.workloads import WORKLOADS, elements
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,16 +107,6 @@ def cell(workload: str, method: Method, seconds: float, end: float) -> dict[str,
     }
 
 
-def commit() -> str:
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + (", modified" if dirty else "")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=240.0, help="for all cells together")
@@ -130,14 +119,7 @@ def main() -> int:
         print("bench/gpu.py: TRITON_INTERPRET=1 is set; the interpreter is not to be timed", file=sys.stderr)
         return 1
     begun = perf_counter()
-    where = {
-        "device": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "date": date.today().isoformat(),
-        "commit": commit(),
-    }
+    where = {**where_it_runs("cuda"), "commit": commit(ROOT)}
     cells: list[dict[str, Any]] = []
     path = arguments.out / f"{where['device'].lower().replace(' ', '-')}-{where['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
