@@ -18,7 +18,9 @@ PY = .venv/bin/python
 INSTALLED = .venv/installed
 endif
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
-RUN_TESTS = SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest
+# Two processes where pytest-xdist is there; a file stays in one of them, and what it compiles with it. Threads that wait must not spin.
+PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadfile")
+RUN_TESTS = OMP_WAIT_POLICY=PASSIVE SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest $(PARALLEL)
 
 .PHONY: demo test setup bench lint gpu clean
 
