@@ -18,8 +18,9 @@ PY = .venv/bin/python
 INSTALLED = .venv/installed
 endif
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
-GPU = $(shell $(PY) -c "import torch; print(int(torch.cuda.is_available()))" 2>/dev/null)
-RUN_TESTS = SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest
+# Two processes where pytest-xdist is there; a file stays in one of them, and what it compiles with it. Threads that wait must not spin.
+PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n 2 --dist loadfile")
+RUN_TESTS = OMP_WAIT_POLICY=PASSIVE SAM_KERNELS_REQUIRE=reference,cpp,triton $(PY) -m pytest $(PARALLEL)
 
 .PHONY: demo test setup bench lint gpu clean
 
@@ -44,15 +45,10 @@ lint: build/done
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# On a CUDA machine: builds in place, runs every test on the device, times the step, writes bench/results/<gpu>-<date>.json.
-gpu: build/done
-ifeq ($(GPU),1)
-	$(PY) -m pytest -m gpu
-	$(PY) bench/gpu.py
-else
-	@echo "make gpu: torch sees no CUDA GPU; running the compile-time checks only"
-	$(PY) -m pytest tests/test_triton_aot.py tests/test_cuda_static.py
-endif
+# On a CUDA machine: build, tests on the device, sanitizer, times, report, in stages; without one the compile-time checks.
+# make gpu STAGE=bench or STAGE=build,tests: some of them; STAGE=tune: the experiments of bench/TUNING.md.
+gpu: $(INSTALLED)
+	$(PY) bench/gpu_stages.py --env $(ENV) --stage "$(STAGE)"
 
 # torch first and alone, so that nothing later can replace it; then the rest with it pinned.
 .venv/installed: requirements.txt

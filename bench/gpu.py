@@ -1,20 +1,18 @@
 """Time of one optimizer step on a CUDA GPU: ours by backend against the peers, matched first, interleaved in one run.
 
-    python bench/gpu.py [--out bench/results]
+    python bench/gpu.py [--seconds 240] [--out bench/results]
 
 Per provider: wall time of the two phases, each waited for; host time, until everything is enqueued; device time by events behind a
 spinning kernel, so that the queue never runs dry and the host's pace does not show (where a provider waits for the device, it
-does); launches; peak memory. Writes <gpu>-<date>.json after every workload.
+does); launches; peak memory. Writes <gpu>-<date>.json after every cell. A provider that fails or whose package is missing is not timed
+and says why.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,28 +23,49 @@ from match import assert_match, forget
 from providers import PEERS, ours
 from report import text
 
+from sam_kernels.profiling import timing
 from sam_kernels.profiling.methods import Method, bytes_per_parameter
+from sam_kernels.profiling.tables import number
 from sam_kernels.profiling.timing import Rounds, Times, ratios, spread
+from sam_kernels.profiling.where import commit
+from sam_kernels.profiling.where import where as where_it_runs
 from sam_kernels.profiling.workloads import WORKLOADS, elements
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKLOAD_NAMES = ("resnet50", "gpt2")
 METHODS = (Method("sam", "sgd"), Method("stable_sam", "sgd"), Method("sam", "adamw"), Method("sam", "adamw", "bf16"))
-ROUNDS, WARMUP = 60, 10
-DEADLINE = 240.0  # seconds after which no further cell is begun
+ROUNDS = 60  # at most
+LEAST = 4.0  # seconds for a cell
+SHARE = 0.4  # of them, for its rounds, as their times add up: spins and loads come on top, and the match before
 
 
-def cell(workload: str, method: Method) -> dict[str, Any]:
-    """Match, calibrate, then time all providers in the same rounds. A provider that fails is not timed and says why."""
+def line(cell: dict[str, Any]) -> str:
+    """What the log says of a cell as soon as it is there."""
+
+    def told(p: dict[str, Any]) -> str:
+        times = "" if "ms" not in p else f"{number(p['ms']['median'])} ms, {number(p['device_ms']['median'])} on the device"
+        return times or str(p.get("failed") or p.get("absent"))
+
+    providers = "; ".join(f"{name}: {told(p)}" for name, p in cell["providers"].items())
+    return f"{cell['workload']}, {cell['method']}, {cell['rounds']} rounds: {providers}"
+
+
+def cell(workload: str, method: Method, seconds: float, end: float) -> dict[str, Any]:
+    """Match, calibrate, then time all providers in the same rounds. A provider that fails, or whose turn comes after ``end``, is not timed
+    and says why."""
     count = elements(WORKLOADS[workload])
     nbytes = count * bytes_per_parameter(method)
     info: dict[str, dict[str, Any]] = {}
     entries: dict[str, Callable[[], Times]] = {}
     for p in (ours("cuda"), ours("triton"), *PEERS):
         if not p.takes(method):
+            if method.variant in p.methods:
+                info[p.name] = {"ours": p.is_ours, "absent": f"{p.package} is not installed"}
             continue
         info[p.name] = {"ours": p.is_ours, "bytes": count * bytes_per_parameter(method, p.state_dtype(method).itemsize)}
         try:
+            if perf_counter() > end:
+                raise TimeoutError("the time was over")
             variant = fastest(p, workload, method)
             assert_match(p, workload, method, variant, DEVICE)
             peak = peak_bytes(p, workload, method, variant)
@@ -57,7 +76,7 @@ def cell(workload: str, method: Method) -> dict[str, Any]:
             info[p.name]["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             print(f"{workload}, {method}, {p.name}: {info[p.name]['failed']}", file=sys.stderr)
     forget()
-    rounds = Rounds({"copy": copy_entry(nbytes), **entries}).run(ROUNDS, discard=WARMUP)
+    rounds = timing.fill(Rounds({"copy": copy_entry(nbytes), **entries}), SHARE * seconds, ROUNDS)
     copy = [nbytes / t for t in column(rounds, "copy", DEVICE_TIME)]
     base = next((name for name in entries if info[name]["ours"]), None)
     for name in entries:
@@ -82,24 +101,15 @@ def cell(workload: str, method: Method) -> dict[str, Any]:
         "tensors": len(WORKLOADS[workload]),
         "parameters": count,
         "bytes": nbytes,
-        "rounds": ROUNDS,
+        "rounds": len(copy),
         "copy_gb_per_s": spread(copy, 1e-9),
         "providers": info,
     }
 
 
-def commit() -> str:
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + (", modified" if dirty else "")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=240.0, help="for all cells together")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -109,26 +119,21 @@ def main() -> int:
         print("bench/gpu.py: TRITON_INTERPRET=1 is set; the interpreter is not to be timed", file=sys.stderr)
         return 1
     begun = perf_counter()
-    where = {
-        "device": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "date": date.today().isoformat(),
-        "commit": commit(),
-    }
+    where = {**where_it_runs("cuda"), "commit": commit(ROOT)}
     cells: list[dict[str, Any]] = []
     path = arguments.out / f"{where['device'].lower().replace(' ', '-')}-{where['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for workload in WORKLOAD_NAMES:
-        for method in METHODS:
-            if perf_counter() - begun > DEADLINE:
-                print(f"{workload}, {method}: left out, {DEADLINE:.0f} s are over", file=sys.stderr)
-                continue
-            cells.append(cell(workload, method))
-            torch.cuda.empty_cache()
-            path.write_text(json.dumps({"where": where, "cells": cells}, indent=1) + "\n")
-    print(f"{text(where, cells)}\n\n{path}")
+    every = [(workload, method) for method in METHODS for workload in WORKLOAD_NAMES]  # those with targets come first
+    for k, (workload, method) in enumerate(every):
+        left = arguments.seconds - (perf_counter() - begun)
+        if left < LEAST:
+            print(f"found: {workload}, {method}: left out, {arguments.seconds:.0f} s are over", flush=True)
+            continue
+        cells.append(cell(workload, method, max(LEAST, left / (len(every) - k)), begun + arguments.seconds))
+        torch.cuda.empty_cache()
+        path.write_text(json.dumps({"where": where, "cells": cells}, indent=1) + "\n")
+        print(line(cells[-1]), flush=True)
+    print(f"{text(where, cells)}\n\nfound: {len(cells)} of {len(every)} cells, {path}")
     return int(any("failed" in p for c in cells for p in c["providers"].values()))
 
 

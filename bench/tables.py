@@ -131,7 +131,8 @@ def long_table(cells: list[Cell]) -> str:
     for cell in cells:
         label = [workload_name(cell), method_name(cell["method"])]
         for name, p in cell["providers"].items():
-            values = [p["failed"]] if "failed" in p else [text(p) if key in p else "" for key, text in columns.values()]
+            why = p.get("failed") or p.get("absent")
+            values = [why] if why else [text(p) if key in p else "" for key, text in columns.values()]
             lines.append([*label, f"**{name}**" if p["ours"] else name, *values, *[""] * (len(columns) - len(values))])
             label = ["", ""]
     return rows(lines, 3)

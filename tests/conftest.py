@@ -5,7 +5,7 @@ the Triton kernels run in the interpreter, which must be asked for before they a
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 import pytest
 
+from sam_kernels.profiling.match import full_precision
 from sam_kernels.registry import OPS
 
 STEP = ("inner_products", "ascend_", "descend_")
@@ -41,6 +42,11 @@ def require_ops(backend: str, device: str, names: Iterable[str], dtype: torch.dt
             skip_or_fail(backend, f"{op.name}: {why}")
 
 
+def where_triton_runs(test: Callable[..., None]) -> Callable[..., None]:
+    """For a test that asks for Triton itself: on the GPU where there is one, and then one of its tests, else in the interpreter."""
+    return pytest.mark.gpu(test) if torch.cuda.is_available() else test
+
+
 def pytest_report_header() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: no GPU tests are collected, Triton is interpreted"
     return f"sam_kernels: required backends {sorted(REQUIRED) or 'none'}; CUDA device {device}"
@@ -49,6 +55,12 @@ def pytest_report_header() -> str:
 def _params() -> list:
     gpu = [pytest.param(place, id="-".join(place), marks=pytest.mark.gpu) for place in GPU_PLACES if torch.cuda.is_available()]
     return [pytest.param(place, id=place[0]) for place in PLACES] + gpu
+
+
+@pytest.fixture(autouse=True)
+def _in_full_precision() -> Iterator[None]:
+    with full_precision():
+        yield
 
 
 @pytest.fixture(params=_params())

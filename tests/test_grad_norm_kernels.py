@@ -328,6 +328,7 @@ def test_bad_arguments_are_refused(place) -> None:
             linear_grad_norms(a.double(), g.double(), backend=backend)
 
 
+@conftest.where_triton_runs
 @pytest.mark.parametrize("method", ["direct", "gram"])
 def test_triton_offsets_of_64_bits_and_rounded_products(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a huge sample or a lower precision asked of torch selects, on the small sizes that the interpreter can bear."""
@@ -350,6 +351,7 @@ def test_triton_offsets_of_64_bits_and_rounded_products(method: str, monkeypatch
         torch.set_float32_matmul_precision(before)
 
 
+@conftest.where_triton_runs
 @pytest.mark.parametrize("method", ["direct", "gram"])
 @pytest.mark.parametrize("axis", ["samples", "rows", "columns"])
 def test_offsets_beyond_31_bits(axis: str, method: str) -> None:
@@ -381,6 +383,7 @@ def test_columns_in_the_order_that_reads_vectors() -> None:
     assert not matrices.view_matrix(x.contiguous(), 2, 1, (8, 8), (8, 1), matrices.digits((64,), (64,)), 64).vectors
 
 
+@conftest.where_triton_runs
 def test_pairs_of_tiles_around_every_triangular_number() -> None:
     """The pair comes from a square root in fp32, which may round to the next integer."""
     if "triton" not in OPS[TESTED[0]].implementations:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
 from cases import MANY, Lists
@@ -63,6 +64,7 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, ...], block: tu
     assert tuple(int(x[0, 0]) for x in several) == block and several[0].shape == (2, 2)
 
 
+@conftest.where_triton_runs
 @pytest.mark.parametrize(("counter", "key", "block"), ANSWERS)
 def test_tritons_generator_gives_the_known_answers(counter: tuple[int, ...], key: tuple[int, ...], block: tuple[int, ...]) -> None:
     """`tl.philox`, as the kernels call it."""

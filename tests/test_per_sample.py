@@ -1,7 +1,6 @@
 """Per-sample norms against one sample at a time: every form of every layer, whole models, and batch normalization."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -19,13 +18,6 @@ from sam_kernels.per_sample.layers import Layer
 from sam_kernels.per_sample.linear import Linear
 
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-
-
-@pytest.fixture(autouse=True)
-def full_precision() -> Iterator[None]:
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @everywhere

@@ -61,10 +61,10 @@ EXACT = {
     "Conv2d depthwise": "conv2d depthwise", "Conv3d": "conv3d", "Conv1d padding='same'": "conv1d same",
     "LayerNorm": "layer_norm of positions", "LayerNorm(bias=False)": "layer_norm no bias", "RMSNorm": "rms_norm", "GroupNorm": "group_norm",
 }  # fmt: skip
+EXACT_MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {"tied parameter": (Tied, data((B, 5), ids=6))}
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "broadcast position embedding": (Positions, data((B, 5, 4)), "positions"),
     "module used twice": (Twice, data((B, 4)), "shared"),
-    "tied parameter": (Tied, data((B, 5), ids=6), r"embed\.weight"),
     "MultiheadAttention": (Attention, data((B, 5, 4)), r"attention\."),
     "BatchNorm train": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), data((B, 4)), r"\b1\b"),
     "LSTM": (Recurrent, data((B, 5, 4)), r"lstm\."),
@@ -72,10 +72,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("row", [*EXACT, *REFUSED])
+@pytest.mark.parametrize("row", [*EXACT, *EXACT_MODELS, *REFUSED])
 def test_layer_table(row: str, weighted: bool) -> None:
-    if row in EXACT:
-        model, x = LAYERS[EXACT[row]].model(), LAYERS[EXACT[row]].input()
+    if row not in REFUSED:
+        model, x = (
+            (LAYERS[EXACT[row]].model(), LAYERS[EXACT[row]].input()) if row in EXACT else (EXACT_MODELS[row][0](), EXACT_MODELS[row][1])
+        )
         assert error(run(model, x, weighted=weighted).squared, squares(oracle(model, x))) <= 1e-5
         return
     make, x, name = REFUSED[row]

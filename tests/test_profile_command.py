@@ -69,7 +69,7 @@ def test_functions_of_users(user: Path, function: str, words: list[str], expecte
 
 
 REFUSED = [
-    (["resnet"], "MODEL is 'resnet'; expected one of mlp, vit, cnn, or module:function"),
+    (["resnet"], "MODEL is 'resnet'; expected one of mlp, vit, cnn, resnet18_cifar, wrn28_10, vit_s16, vit_b16, gpt2, or module:function"),
     (["nowhere:make"], "there is no module 'nowhere'"),
     (["theirs:made"], "theirs has no 'made'. Its functions: net, batch, make"),
     (["theirs:constant"], "which is int"),
@@ -88,6 +88,7 @@ REFUSED = [
     (["theirs:stubborn", "--batch-size", "5"], "returned 12 samples with --batch-size 5"),
     (["theirs:of_losses", "--batch-size", "5"], "give it a parameter batch_size"),
     (["theirs:of_pairs", "--dtype", "fp64"], "give it a parameter dtype"),
+    (["theirs:of_losses", "--autocast"], "theirs:of_losses returned a function with --autocast: enter torch.autocast in it"),
     (["theirs:of_losses", "--method", "rw-logits"], "return ops.cross_entropy_sample"),
     (["theirs:make", "--method", "sam,sgd"], "--method is 'sam,sgd'; expected one or several of sam, asam"),
     (["theirs:make", "--method", ","], "--method is ','"),
@@ -151,7 +152,7 @@ def test_ctrl_c_keeps_what_was_measured(user: Path, capsys: pytest.CaptureFixtur
 
 def test_the_ncu_command(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", str(user))
-    words = ["theirs:make", "--method", "m-sam", "--steps", "1", "--option", "shards=3", "--batch-size", "9"]
+    words = ["theirs:make", "--method", "m-sam", "--steps", "1", "--option", "shards=3", "--batch-size", "9", "--autocast"]
     given = whole_parser().parse_args(["profile", *words, "--device", "cuda"])
     assert not profile._advice(given, "m-sam")
     tool = user / "ncu"
@@ -163,7 +164,7 @@ def test_the_ncu_command(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert command[:2] == ["ncu", "--nvtx"] and "ascend/" in command
     again = whole_parser().parse_args(command[command.index("profile") :])
     assert (again.model, again.method, again.batch_size, again.option) == ("theirs:make", "m-sam", 9, ["shards=3"])
-    assert again.device == "cuda" and again.nvtx and again.steps == 1
+    assert again.device == "cuda" and again.nvtx and again.autocast and again.steps == 1
 
 
 @pytest.mark.parametrize("name", MODELS)

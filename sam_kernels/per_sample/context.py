@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from ..ops.inner_products import sq_norm
 from ..ops.linear_grad_norms import METHODS
 from ..registry import OPS, check_name
+from .embedding import Embedding
 from .intercept import POLICIES, Call, Intercept
 from .layers import Instrumented, Layer
+from .linear import Linear
+from .tied import TiedLinear
 
 REDUCTIONS = ("mean", "sum")
 
@@ -30,7 +33,7 @@ class Use:
     bias: Tensor | None
     sink: Tensor
     keeper: Tensor | None
-    x: Tensor  # where the weighted form needs it
+    x: Tensor  # where the weighted form needs it, and the ids of an embedding
     version: int
 
 
@@ -66,16 +69,21 @@ class GradNorms:
         for p, mine in zip((call.weight, call.bias), watched, strict=True):
             if mine is None and p is not None and p.requires_grad:
                 raise NotImplementedError(f"{name}: beside a trainable parameter it takes a weight that is computed; freeze one of them")
-        self._check_single_use(watched)
+        embedding = self._embedding_of(watched[0]) if call.ties else None
+        self._check_single_use(watched, embedding)
         x, weight, bias = call.operands(detached=self.weighted)
         try:
             counts = (watched[0] is not None, watched[1] is not None)
             layer = call.make(x, weight, (self.batch_size, *counts, self.backend, self.weighted, self._method))
+            if embedding is not None:
+                assert isinstance(layer, Linear) and isinstance(embedding.layer, Embedding)
+                layer = TiedLinear.to(embedding.layer, embedding.x, layer)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         sink = torch.zeros(self.batch_size, dtype=layer.wide(x, weight), device=x.device, requires_grad=True)
-        keeper = layer.keeper(x, weight) if self.weighted else None
-        kept = x.detach() if self.weighted and layer.uses_x else x.new_empty(0)
+        may_tie = isinstance(layer, Embedding | TiedLinear)
+        keeper = layer.keeper(x, weight) if self.weighted or may_tie else None
+        kept = x.detach() if (self.weighted and layer.uses_x) or isinstance(layer, Embedding) else x.new_empty(0)
         self._uses.append(Use(layer, name, watched[0], watched[1], sink, keeper, kept, kept._version))
         y: Tensor = Instrumented.apply(layer, x, weight, bias, sink, keeper)
         return y
@@ -84,11 +92,18 @@ class GradNorms:
         name = next(self._names[id(p)] for p in watched if p is not None)
         return name.rpartition(".")[0] or "model"
 
-    def _check_single_use(self, watched: list[Tensor | None]) -> None:
+    def _embedding_of(self, weight: Tensor | None) -> Use | None:
+        """The call of an embedding that has looked up in ``weight``."""
+        found = [use for use in self._uses if use.weight is weight and isinstance(use.layer, Embedding)]
+        return found[-1] if found and weight is not None else None
+
+    def _check_single_use(self, watched: list[Tensor | None], tied: Use | None) -> None:
         """Inside of a backward a checkpoint runs its forward again; which of the two counts is known once the sinks are."""
         if torch._C._current_graph_task_id() != -1:
             return
         own = [id(p) for p in watched if p is not None]
+        if tied is not None and sum(use.weight is tied.weight for use in self._uses) == 1:
+            own.remove(id(tied.weight))
         if again := [self._names[key] for key in own if key in self._used]:
             raise NotImplementedError(_TWICE.format(again[0]))
         self._used.update(own)
@@ -100,8 +115,8 @@ class GradNorms:
         """``[B]``, fp32 (fp64 for fp64 models): the squared norm of the gradient of each sample's own loss."""
         uses = self._reached()
         first = uses[0].sink
-        parts = torch.stack([_grad(use.sink).to(first.device, first.dtype) for use in uses])
-        return self._scaled(parts.sum(0), 2)
+        parts = [_grad(use.sink) for use in uses] + [product for _, product in _products(uses)]
+        return self._scaled(torch.stack([part.to(first.device, first.dtype) for part in parts]).sum(0), 2)
 
     @property
     def norm(self) -> Tensor:
@@ -114,9 +129,10 @@ class GradNorms:
         if not self._per_layer:
             raise RuntimeError("norms by layer were not asked for; pass per_layer=True")
         found: dict[str, Tensor] = {}
-        for use in self._reached():
-            squared = self._scaled(_grad(use.sink), 2)
-            found[use.name] = found[use.name] + squared if use.name in found else squared
+        uses = self._reached()
+        for name, part in [(use.name, _grad(use.sink)) for use in uses] + _products(uses):
+            squared = self._scaled(part, 2)
+            found[name] = found[name] + squared if name in found else squared
         return found
 
     def gradient_noise(self) -> GradientNoise:
@@ -199,7 +215,8 @@ class GradNorms:
                 made = use.layer.weighted(_grad(use.keeper), use.x, c)
             for p, grad in zip((use.weight, use.bias), made, strict=True):
                 if p is not None and grad is not None:
-                    found[p] = grad.view(p.shape).to(p.dtype)
+                    grad = grad.view(p.shape).to(p.dtype)
+                    found[p] = found[p] + grad if p in found else grad
         return found
 
     def explain(self) -> str:
@@ -221,9 +238,10 @@ class GradNorms:
             )
             raise RuntimeError(f"there are no per-sample norms yet: {why}")
         seen: set[int] = set()
+        tied = {id(use.weight) for use in uses if isinstance(use.layer, TiedLinear)}
         for use in uses:
             for p in (use.weight, use.bias):
-                if p is not None and id(p) in seen:
+                if p is not None and id(p) in seen and not (id(p) in tied and _one_of_each(uses, p)):
                     raise NotImplementedError(_TWICE.format(self._names[id(p)]))
                 seen.add(id(p))
         after = self._after or self._gradients_now()
@@ -250,9 +268,27 @@ class GradNorms:
         return x if self._scale is None else x * self._scale.to(x.device, x.dtype) ** power
 
 
+def _one_of_each(uses: list[Use], weight: Tensor) -> bool:
+    """Whether ``weight`` belongs to one embedding and to one linear layer that is tied to it."""
+    kinds = [type(use.layer) for use in uses if use.weight is weight or use.bias is weight]
+    return sorted(kinds, key=str) == [Embedding, TiedLinear]
+
+
+def _products(uses: list[Use]) -> list[tuple[str, Tensor]]:
+    """Name and twice the products of the gradients of every tied pair."""
+    tables = {use.weight: use for use in uses if isinstance(use.layer, Embedding)}
+    found = []
+    for use in uses:
+        if isinstance(use.layer, TiedLinear) and use.weight in tables and use.keeper is not None:
+            table = tables[use.weight].keeper
+            assert table is not None
+            found.append((use.name, 2 * use.layer.product(_grad(use.keeper), use.x, _grad(table))))
+    return found
+
+
 _TWICE = (
-    "{} is used by two calls in one forward, and the norm of the sum of two gradients needs their product, which is not supported; "
-    "untie the weights, or take one context per forward"
+    "{} is used by two calls in one forward, and the norm of the sum of two gradients needs their product, which is known for an embedding "
+    "with a linear layer behind it alone; untie the weights, or take one context per forward"
 )
 
 
@@ -286,13 +322,14 @@ def grad_norms(
         norms.weighted_backward(p)                      # .grad = sum_i p_i grad l_i, without a second backward
 
     Exact for all trainable parameters together: Linear, Conv1d-3d, Embedding, LayerNorm, RMSNorm, GroupNorm, InstanceNorm and the affine
-    part of BatchNorm, called as modules or functions. Frozen parameters do not count. A trainable parameter used in any other way, or
-    twice, raises (a custom autograd function that is given a parameter of such a layer besides is noticed in the weighted form only).
-    Samples lie one after the other along the first dimension of every layer's input, which is a multiple of B: rows in another order, two
-    views of a batch in one call, or rows that all samples share cannot be told apart from that; ``verify`` can. Gradient hooks of
-    parameters do not run in the weighted form, and a frozen BatchNorm still counts its batches. One forward and one backward per
-    context; the backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works inside of the context, without its
-    saving where weighted.
+    part of BatchNorm, called as modules or functions, and ``p.expand(B, ...)`` of a parameter that is added to every sample (class
+    tokens, positions), and a linear layer whose weight is the table of an embedding before it. Frozen parameters do not count. A
+    trainable parameter used in any other way, or twice, raises (a custom autograd function that is given a parameter of such a layer
+    besides is noticed in the weighted form only). Samples lie one after the other along the first dimension of every layer's input, which
+    is a multiple of B: rows in another order, two views of a batch in one call, or rows that all samples share cannot be told apart from
+    that; ``verify`` can. Gradient hooks of parameters do not run in the weighted form, and a frozen BatchNorm still counts its batches.
+    One forward and one backward per context; the backward may also follow the context. Eager mode; ``torch.utils.checkpoint`` works
+    inside of the context, without its saving where weighted.
 
     Args:
         model: any module; only its parameters are looked at, nothing is replaced.

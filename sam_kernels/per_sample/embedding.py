@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .layers import Common, Grads, Layer, Saved, Wants, scaled
 class Embedding(Layer):
     entries: int
     padding_idx: int  # -1: none
+    heads: list[Layer] = field(default_factory=list, compare=False)  # linear layers that are tied to it: they need its output gradient
 
     @classmethod
     def of(cls, ids: Tensor, table: Tensor, common: Common, padding_idx: int | None) -> Embedding:
@@ -36,7 +37,7 @@ class Embedding(Layer):
         (ids,) = saved
         with span("norms"):
             norms = call(OP, self.backend, ids.reshape(self.samples, -1).contiguous().long(), self._rows(g).contiguous(), self.padding_idx)
-        return Grads(norms, g, weight=self._table(g, ids) if wants.weight else None)
+        return Grads(norms, g if self.keeps or self.heads else None, weight=self._table(g, ids) if wants.weight else None)
 
     def weighted(self, kept: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return self._table(scaled(kept, c), x), None

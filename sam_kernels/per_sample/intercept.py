@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from ..ops.lists import accumulator
 from .conv import Conv, per_dimension
 from .embedding import Embedding
+from .expanded import Expanded
 from .layers import Common, Layer, cast
 from .linear import Linear
 from .normalization import Normalization
@@ -34,6 +35,7 @@ class Call(NamedTuple):
     make: Callable[..., Layer]
     autocast: str = ""  # "low": runs in the lower precision, "wide": in fp32 on a GPU
     prepare: Callable[[Tensor], Tensor] | None = None  # of x, differentiated by autograd
+    ties: bool = False  # may share its weight with an embedding before it
 
     def operands(self, detached: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x, weight and bias as the function is to have them; ``detached``: no gradient of the parameters is asked for."""
@@ -52,7 +54,7 @@ POLICIES = ("error", "contribution", "frozen")
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), autocast="low")
+    return Call(input, weight, bias, lambda x, w, common: Linear.of(x, w, common), autocast="low", ties=True)
 
 
 def _conv(
@@ -147,9 +149,15 @@ def _batch_norm(
     return _over_channels("affine", input, input.shape[1], weight, bias, eps, lambda x: F.batch_norm(x, *arguments))
 
 
+def _expand(input: Tensor, *size: Any) -> Call:
+    sizes = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+    nothing = torch.empty(0, device=input.device)  # there is no input but the parameter
+    return Call(nothing, input, None, lambda x, w, common: Expanded.of(w, common, sizes))
+
+
 HANDLERS: dict[Any, Handler] = {
     F.linear: _linear, F.conv1d: _conv, F.conv2d: _conv, F.conv3d: _conv, F.embedding: _embedding, F.layer_norm: _layer_norm,
-    F.rms_norm: _rms_norm, F.group_norm: _group_norm, F.instance_norm: _instance_norm, F.batch_norm: _batch_norm,
+    F.rms_norm: _rms_norm, F.group_norm: _group_norm, F.instance_norm: _instance_norm, F.batch_norm: _batch_norm, Tensor.expand: _expand,
 }  # fmt: skip
 
 
@@ -205,7 +213,7 @@ class Intercept(TorchFunctionMode):
 
 _UNKNOWN = (
     "{} uses the trainable parameters {}, and its gradient per sample is not known here; freeze them (requires_grad_(False)), use a layer "
-    "that per_sample.grad_norms lists, or take them out of the forward"
+    "that per_sample.grad_norms lists, write p.expand(B, ...) where they are added to every sample, or take them out of the forward"
 )
 
 

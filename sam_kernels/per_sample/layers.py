@@ -38,7 +38,7 @@ class Wants:
 @dataclass
 class Grads:
     norms: Tensor  # [B], squared
-    kept: Tensor  # the gradient of the keeper
+    kept: Tensor | None  # the gradient of the keeper
     x: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None

@@ -159,9 +159,11 @@ LAYERS: Mapping[str, dict[str, Sizes]] = {  # a typical layer of a model in a ba
 }
 
 
-def sizes_of(what: str, sizes: str | None, workloads: Sequence[str] | None, left_out: list[str]) -> Iterator[tuple[str, Sizes]]:
+def sizes_of(
+    what: str, sizes: str | None, workloads: Sequence[str] | None, left_out: list[str] | None = None
+) -> Iterator[tuple[str, Sizes]]:
     """What an op is run on: sizes of its own, the layers of the named models, or its defaults. ``left_out`` is told of models without such
-    a layer."""
+    a layer, which are refused without it."""
     op = BATCH_OPS[what]
     expected = f"expected {op.dims} for {op.op}, such as {'x'.join(map(str, op.defaults[0]))}"
     if sizes is not None:
@@ -177,7 +179,10 @@ def sizes_of(what: str, sizes: str | None, workloads: Sequence[str] | None, left
                 yield f"{name} {'x'.join(map(str, found))}", found
             else:
                 models = [model for model, layers in LAYERS.items() if op.layer in layers]
-                left_out.append(f"--workload {name} has no layer for {what}; expected one of {', '.join(models)}, or --sizes {op.dims}")
+                why = f"--workload {name} has no layer for {what}; expected one of {', '.join(models)}, or --sizes {op.dims}"
+                if left_out is None:
+                    raise Refused(why)
+                left_out.append(why)
     else:
         for found in op.defaults:
             yield "x".join(map(str, found)), found

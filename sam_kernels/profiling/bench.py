@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         outputs.write("plot", lambda path: plot(found, path))
     outputs.end(text(found))
-    failed = any("failed" in part for result in found["results"] for part in (result, *result["backends"].values()))
+    failed = any("failed" in p for result in found["results"] for p in result["backends"].values())
     return INTERRUPTED if found["interrupted"] else int(failed or bool(outputs.failed))
 
 

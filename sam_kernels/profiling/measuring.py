@@ -22,8 +22,8 @@ def copied(case: Case) -> int:
 
 
 def measure(case: Case, backends: Sequence[str], device: str, seconds: float) -> tuple[Result, bool]:
-    """What is known of a case after a match and rounds, and whether Ctrl-C ended them. What fails says so: a backend under its name, the
-    case under ``failed``; rounds that were complete by then are kept."""
+    """What is known of a case after a match and rounds, and whether Ctrl-C ended them. A backend that fails says so under its name, all of
+    them where the rounds fail; those that were complete by then are kept."""
     result: Result = {"what": case.what, "on": case.on, "dtype": case.dtype_name, "device": device, "bytes": case.moved, **case.counts}
     info: dict[str, Result] = {backend: {} for backend in backends}
     result |= {"backends": info, "interrupted": False}
@@ -44,8 +44,9 @@ def measure(case: Case, backends: Sequence[str], device: str, seconds: float) ->
     except KeyboardInterrupt:
         result["interrupted"] = True
     except Exception as error:  # of a driver, an allocator, a compiler: other cases go on
-        result["failed"] = _said(error)
-        print(f"{case.name}: {result['failed']}", file=sys.stderr)
+        for backend in good or backends:
+            info[backend].setdefault("failed", _said(error))
+        print(f"{case.name}: {_said(error)}", file=sys.stderr)
     if rounds.complete().times.get("copy"):
         describe(result, rounds, good, copied(case), device)
     return result, result["interrupted"]

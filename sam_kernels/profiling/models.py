@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +12,16 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Pre-norm transformer block; attention of plain Linear layers, which every peer knows."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm1, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).reshape(b, t, d))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
@@ -41,22 +42,41 @@ class ViT(nn.Module):
         return out
 
 
+Norm = Callable[[int], nn.Module]  # of so many channels
+
+
+def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """A 1x1 convolution where the shape changes."""
+    return nn.Conv2d(inputs, outputs, 1, stride, bias=False) if (inputs, stride) != (outputs, 1) else nn.Identity()
+
+
 class Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    """Basic block of a ResNet; ``short_norm``: its shortcut, where it is a convolution, has a norm of its own."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, short_norm: bool) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.GroupNorm(8, outputs)
-        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if (inputs, stride) != (outputs, 1) else nn.Identity()
+        self.conv1, self.norm1 = conv3(inputs, outputs, stride), norm(outputs)
+        self.conv2, self.norm2 = conv3(outputs, outputs), norm(outputs)
+        self.short = shortcut(inputs, outputs, stride)
+        if short_norm and isinstance(self.short, nn.Conv2d):
+            self.short = nn.Sequential(self.short, norm(outputs))
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self.short(x))
+        y = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        out: Tensor = self.act(y + self.short(x))
+        return out
 
 
 def cnn() -> nn.Module:
-    stages = [Residual(a, b, s) for a, b, s in ((32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))]
-    stem = [nn.Conv2d(3, 32, 3, 1, 1, bias=False), nn.GroupNorm(8, 32), nn.ReLU()]
-    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+    norm = partial(nn.GroupNorm, 8)
+    sizes = ((32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+    stages = [Residual(*size, norm, short_norm=False) for size in sizes]
+    return nn.Sequential(conv3(3, 32), norm(32), nn.ReLU(), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 
 def mlp() -> nn.Module:
@@ -72,7 +92,8 @@ class Case:
     build: Callable[[], nn.Module]
     shape: Shape  # of the input, batch first
     classes: int = 0  # a classifier under cross-entropy; 0: layers under the product with a fixed tensor
-    entries: int = 0  # ids below it, instead of normal values
+    entries: int = 0  # ids below it, instead of normal values; with classes: a class for every position, the loss their mean
+    channels_last: bool = False  # weights and batch in the layout that tensor cores want of convolutions
 
     @property
     def samples(self) -> int:
@@ -84,19 +105,21 @@ class Case:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         random = torch.Generator().manual_seed(1)
-        if self.classes:
-            return torch.randn(self.shape, generator=random), torch.randint(0, self.classes, self.shape[:1], generator=random)
         if self.entries:  # frequent and rare ids, as in a text
             chances = 1 / torch.arange(1.0, self.entries + 1)
             x = torch.multinomial(chances.expand(self.samples, -1), self.shape[1], replacement=True, generator=random)
         else:
             x = torch.randn(self.shape, generator=random)
+        if self.classes:
+            return x, torch.randint(0, self.classes, self.shape if self.entries else self.shape[:1], generator=random)
         with torch.no_grad():
             size = self.model()(x[:1]).numel()
         return x, torch.randn(self.samples, size, generator=random)
 
     def losses(self, out: Tensor, target: Tensor) -> Tensor:
         """``[B]``"""
+        if self.classes and self.entries:
+            return F.cross_entropy(out.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(1)
         if self.classes:
             return F.cross_entropy(out, target, reduction="none")
         return (out.flatten(1) * target.to(out.dtype)).sum(1)

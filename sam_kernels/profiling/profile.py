@@ -3,8 +3,9 @@
     python -m sam_kernels profile cnn --method sam,rw-exact --plot step.png
     python -m sam_kernels profile my_module:make --method esam --json esam.json --trace esam-trace.json
 
-MODEL is ``mlp``, ``cnn`` or ``vit``, or ``module:function``, which returns ``(model, x, y)`` or ``(model, losses, batch_size)``: see
-``profiling.subjects``. Methods are measured in turns, one step of each in every round. Ctrl-C ends the measurement and shows what there is.
+MODEL is ``mlp``, ``cnn`` or ``vit``, which two cores can train, a network of ``profiling.networks``, meant for a GPU, or
+``module:function``, which returns ``(model, x, y)`` or ``(model, losses, batch_size)``: see ``profiling.subjects``. Methods are measured in
+turns, one step of each in every round. Ctrl-C ends the measurement and shows what there is.
 
 Times are a phase's own, without those inside of it: medians, with the 20th and 80th percentile. On a CUDA device they are those of events
 in the stream; ``host ms`` is how long the host took to ask for the work.
@@ -30,6 +31,7 @@ from .launches import launches_of
 from .match import Mismatch
 from .methods import DTYPES
 from .models import MODELS
+from .networks import NETWORKS
 from .outputs import Outputs
 from .phases import Profile, plot, profile_of, table
 from .plans import refuse_interpreter
@@ -49,12 +51,13 @@ OPTIMIZER = (  # phases in which its kernels run; those of the model are in forw
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(MODELS)}, or module:function that returns (model, x, y)")
+    parser.add_argument("model", metavar="MODEL", help=f"{', '.join(MODELS | NETWORKS)}, or module:function that returns (model, x, y)")
     parser.add_argument("--method", default="sam", help=f"one or several, with commas: {', '.join(METHODS)} (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, metavar="B", help="samples in the batch (default: the model's own)")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of each method that are measured (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=WARMUP, help="steps of each before that (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help="of model and inputs (default: the model's own)")
+    parser.add_argument("--autocast", action="store_true", help="forwards in bf16 (torch.autocast), weights as they are")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=here, help="default here: %(default)s")
     parser.add_argument("--backend", help="reference, cpp, triton or cuda (default: the preferred one for the device)")
     parser.add_argument("--base", choices=BASES, default="sgd", help="base optimizer (default: %(default)s)")
@@ -152,14 +155,15 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _step(method: str, preset: Preset, arguments: argparse.Namespace, dtype: torch.dtype | None) -> Step:
-    subject = subject_of(arguments.model, Wish(arguments.batch_size, arguments.device, dtype))
+    subject = subject_of(arguments.model, Wish(arguments.batch_size, arguments.device, dtype, arguments.autocast))
 
     def build(backend: str | None) -> Step:
         return Step(subject, preset, arguments.base, backend=backend or arguments.backend)
 
     try:
         step = build(None)
-        matcher = Matcher(f"{method} on {arguments.model}", subject.model, build, halves=subject.dtype.itemsize == 2)
+        halves = arguments.autocast or subject.dtype.itemsize == 2
+        matcher = Matcher(f"{method} on {arguments.model}", subject.model, build, halves)
         if not matcher.check():
             print(f"{matcher.name}: not matched with the reference, which does not repeat its own step", file=sys.stderr)
     except Refused:
@@ -186,6 +190,7 @@ def _where(arguments: argparse.Namespace, step: Step) -> dict[str, Any]:
         "batch_size": step.subject.batch_size,
         "parameters": sum(p.numel() for p in step.subject.model.parameters() if p.requires_grad),
         "dtype": next((name for name, known in DTYPES.items() if known == dtype), str(dtype)),
+        "autocast": arguments.autocast,
         "backend": arguments.backend or OPS["ascend_"].chosen(arguments.device, dtype),
         "base": arguments.base,
         "options": dict(map(_option, arguments.option)),
@@ -196,7 +201,8 @@ def _where(arguments: argparse.Namespace, step: Step) -> dict[str, Any]:
 def _caption(where: dict[str, Any]) -> str:
     threads = where["threads"]
     on = where["device"] if "cuda" in where else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return f"batch {where['batch_size']}, {where['dtype']}, {where['base']}, {where['backend']} on {on}"
+    dtype = where["dtype"] + (" under bf16 autocast" if where["autocast"] else "")
+    return f"batch {where['batch_size']}, {dtype}, {where['base']}, {where['backend']} on {on}"
 
 
 def _report(profiles: list[Profile], where: dict[str, Any], complete: bool) -> str:
@@ -218,4 +224,5 @@ def ncu_command(arguments: argparse.Namespace, method: str) -> str:
     command += ["--method", method, "--device", "cuda", "--nvtx", "--steps", "1", "--warmup", "0", "--base", arguments.base]
     given: Callable[[str, Any], list[str]] = lambda flag, value: [] if value is None else [flag, str(value)]  # noqa: E731
     command += given("--batch-size", arguments.batch_size) + given("--dtype", arguments.dtype) + given("--backend", arguments.backend)
+    command += ["--autocast"] if arguments.autocast else []
     return shlex.join(command + [x for option in arguments.option for x in ("--option", option)])

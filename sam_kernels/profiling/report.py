@@ -55,8 +55,7 @@ def text(found: Result) -> str:
     for result in results:
         label = [result["what"], result["on"], result["dtype"]]
         for backend, p in result["backends"].items():
-            failed = "failed" in p or ("failed" in result and "ms" not in p)
-            values = [show(p) if key in p else "failed" if failed else "" for key, show in columns.values()]
+            values = [show(p) if key in p else "failed" if "failed" in p else "" for key, show in columns.values()]
             lines.append([*label, backend, number(result["bytes"] / 1e6), *values])
             label = [""] * len(label)
     copies = [result["copy_gb_per_s"]["median"] for result in results if "copy_gb_per_s" in result]
@@ -75,11 +74,11 @@ def text(found: Result) -> str:
                 said.append(f"{result['what']}, {result['on']}: matched on {result['matched']:,} of {count:,} {unit}")
     for result in results:
         name = f"{result['what']}, {result['on']}, {result['dtype']}"
-        if "failed" in result:
-            said.append(f"{name}: {result['failed']}; {result.get('rounds', 0)} rounds were complete")
         if result["device"] == "cpu" and result.get("tensors", 0) > MANY and not result["what"].startswith("step"):
             said.append(f"{name}: the checks of {result['tensors']:,} tensors included, which an optimizer does not repeat: see --step")
         for backend, p in result["backends"].items():
+            if "failed" in p:
+                said.append(f"{name}, {backend}: {p['failed']}" + (f"; {result['rounds']} rounds were complete" if "ms" in p else ""))
             if "host_ms" in p and p["host_ms"]["median"] > 1e3 * LONGEST:
                 said.append(f"{name}, {backend}: the host takes longer than the device can be kept waiting, and shows in its time")
     if found["interrupted"]:

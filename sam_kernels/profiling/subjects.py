@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from .. import ops
 from ..optim.batches import Losses, per_sample_losses
 from . import Refused
 from .models import MODELS, Case
+from .networks import NETWORKS, TINY
 
 HERE = str(Path(__file__).parents[1])
+CASES = MODELS | NETWORKS | TINY
 FORMS = "expected (model, x, y) or (model, losses, batch_size)"
 
 
@@ -43,6 +46,22 @@ class Wish:
     batch_size: int | None = None
     device: str = "cpu"
     dtype: torch.dtype | None = None
+    autocast: bool = False  # forwards in bf16, weights as they are
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A model under a loss of its outputs and targets: ``objective(x, y, index)`` returns the losses of the samples at ``index``, of all
+    where it is None."""
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Any]
+    autocast: bool = False
+
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Any:
+        x, y = (x, y) if index is None else (x[index], y[index])
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):  # left before the backward: it forgets its copies
+            return self.loss(self.model(x), y)
 
 
 @dataclass(frozen=True)
@@ -62,31 +81,41 @@ def subject_of(name: str, wish: Wish) -> Subject:
     """The model of the profiler or of the user that ``name`` stands for, on the device and in the dtype that are wished for."""
     if wish.batch_size is not None and wish.batch_size < 1:
         raise Refused(f"--batch-size is {wish.batch_size}; expected at least 1")
-    if name in MODELS:
-        return of_case(MODELS[name], wish)
+    if name in CASES:
+        return of_case(CASES[name], wish)
     if ":" not in name:
-        raise Refused(f"MODEL is {name!r}; expected one of {', '.join(MODELS)}, or module:function")
+        raise Refused(f"MODEL is {name!r}; expected one of {', '.join(MODELS | NETWORKS)}, or module:function")
     return _tried_out(name, _of_function(name, _imported(name), wish))
 
 
 def of_case(case: Case, wish: Wish) -> Subject:
+    model, x, y = placed(case, wish)
+    return _of_batch(case.label.rpartition(", B ")[0], model, x, y, wish.autocast, case.losses)
+
+
+def placed(case: Case, wish: Wish) -> tuple[nn.Module, Tensor, Tensor]:
+    """Model, inputs and targets: where and as they are wished for."""
     case = replace(case, shape=(wish.batch_size or case.samples, *case.shape[1:]))
     model, (x, y) = case.model(), case.batch()
     dtype = wish.dtype or torch.float32
-    return _of_batch(f"{case.label.rpartition(', B ')[0]}", model.to(wish.device, dtype), _placed(x, wish.device, dtype), y.to(wish.device))
+    model, x, y = model.to(wish.device, dtype), _placed(x, wish.device, dtype), y.to(wish.device)
+    if case.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.contiguous(memory_format=torch.channels_last)
+    return model, x, y
 
 
-def _of_batch(label: str, model: nn.Module, x: Tensor, y: Tensor) -> Subject:
-    def part(index: Tensor | None) -> tuple[Tensor, Tensor]:
-        return (model(x), y) if index is None else (model(x[index]), y[index])
+def _cross_entropy(out: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(out, y, reduction="none")
 
-    def losses(index: Tensor | None = None) -> Tensor:
-        return F.cross_entropy(*part(index), reduction="none")
 
-    def with_norms(index: Tensor | None = None) -> Any:
-        return ops.cross_entropy_sample(*part(index))
-
-    return Subject(label, model, len(y), losses, with_norms)
+def _of_batch(
+    label: str, model: nn.Module, x: Tensor, y: Tensor, autocast: bool, loss: Callable[[Tensor, Tensor], Tensor] = _cross_entropy
+) -> Subject:
+    """Norms at the logits are those of one class for each sample."""
+    losses = Objective(model, loss, autocast)
+    with_norms = Objective(model, ops.cross_entropy_sample, autocast) if y.dim() == 1 else None
+    return Subject(label, model, len(y), partial(losses, x, y), None if with_norms is None else partial(with_norms, x, y))
 
 
 def of_the_user(error: Exception) -> bool:
@@ -174,12 +203,14 @@ def _checked_batch(name: str, model: nn.Module, x: Tensor, y: Any, wish: Wish, g
             raise Refused(f"{name} returned {len(y)} samples with --batch-size {wish.batch_size}; expected {wish.batch_size}")
         x, y = x[: wish.batch_size], y[: wish.batch_size]
     model = model.to(wish.device) if wish.dtype is None else model.to(wish.device, wish.dtype)
-    return _of_batch(name, model, _placed(x, wish.device, wish.dtype), y.to(wish.device))
+    return _of_batch(name, model, _placed(x, wish.device, wish.dtype), y.to(wish.device), wish.autocast)
 
 
 def _checked_losses(name: str, model: nn.Module, losses: Losses, size: Any, wish: Wish, given: dict[str, Any]) -> Subject:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise Refused(f"{name} returned batch_size {size!r}; expected the number of samples, an int >= 1")
+    if wish.autocast:
+        raise Refused(f"{name} returned a function with --autocast: enter torch.autocast in it (losses cannot be changed from outside)")
     trained = [p for p in model.parameters() if p.requires_grad]
     devices, dtypes = {p.device.type for p in trained}, {p.dtype for p in trained}
     for option, wanted, has in (

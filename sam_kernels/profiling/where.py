@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from datetime import date
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +35,17 @@ def isa() -> str:
     if find_spec("sam_kernels._info") is None:
         return "no C++ kernels"
     return str(import_module("sam_kernels._info").cpu_isa())
+
+
+def commit(root: Path) -> str:
+    """Of the checkout at ``root``, and whether it was changed since."""
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + (", modified" if dirty else "")
 
 
 def where(device: str) -> dict[str, Any]:
