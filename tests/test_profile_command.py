@@ -11,7 +11,7 @@ from user_models import USER
 
 from sam_kernels.__main__ import main
 from sam_kernels.__main__ import parser as whole_parser
-from sam_kernels.profiling import profile
+from sam_kernels.profiling import profile_text
 from sam_kernels.profiling.models import MODELS
 from sam_kernels.profiling.subjects import Wish, subject_of
 
@@ -154,13 +154,13 @@ def test_the_ncu_command(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("PATH", str(user))
     words = ["theirs:make", "--method", "m-sam", "--steps", "1", "--option", "shards=3", "--batch-size", "9", "--autocast"]
     given = whole_parser().parse_args(["profile", *words, "--device", "cuda"])
-    assert not profile._advice(given, "m-sam")
+    assert not profile_text.advice(given, "m-sam")
     tool = user / "ncu"
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     assert call(*words) == 0 and "ncu" not in capsys.readouterr().out, "on a CPU there is nothing that it could see"
-    command = shlex.split(profile._advice(given, "m-sam").splitlines()[-1])
-    assert not profile._advice(whole_parser().parse_args(["profile", *words, "--device", "cuda", "--nvtx"]), "m-sam")
+    command = shlex.split(profile_text.advice(given, "m-sam").splitlines()[-1])
+    assert not profile_text.advice(whole_parser().parse_args(["profile", *words, "--device", "cuda", "--nvtx"]), "m-sam")
     assert command[:2] == ["ncu", "--nvtx"] and "ascend/" in command
     again = whole_parser().parse_args(command[command.index("profile") :])
     assert (again.model, again.method, again.batch_size, again.option) == ("theirs:make", "m-sam", 9, ["shards=3"])

@@ -125,11 +125,22 @@ def test_ctrl_c_behind_the_steps_keeps_them(
     monkeypatch.setattr(profile, what, interrupted)
     path = user / "out.json"
     if what == "launches_of":
-        monkeypatch.setattr(profile, "_profiles", lambda steps, found, given: (found.unless_interrupted(interrupted), made(found))[1])
+        monkeypatch.setattr(profile, "_profiles", lambda steps, found, given: (found.then("launches", interrupted), made(found))[1])
     made = lambda found: [profile.profile_of(method, steps, False) for method, steps in found.steps.items()]  # noqa: E731
     assert call("theirs:make", "--steps", "2", "--trace", str(user / "a.trace"), "--json", str(path)) == 130
     assert "sam, 2 steps" in capsys.readouterr().out and json.loads(path.read_text())["profiles"][0]["steps"] == 2
     assert not (user / "a.trace").exists()
+
+
+def test_a_trace_that_fails_leaves_the_rest(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: object) -> None:
+        raise LookupError("the profiler is gone")
+
+    monkeypatch.setattr(profile, "trace", fails)
+    assert call("theirs:make", "--steps", "2", "--trace", str(user / "a.trace"), "--json", str(user / "out.json")) == 1
+    told = capsys.readouterr()
+    assert "sam-kernels profile: --trace: LookupError: the profiler is gone" in told.err and "sam, 2 steps" in told.out
+    assert [x.name for x in user.iterdir() if x.suffix in (".trace", ".json")] == ["out.json"]
 
 
 def test_ctrl_c_before_the_first_turn(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,15 @@ their norm comes before their use. What is still in a cache need not come from m
 the rate of a torch copy of as many bytes in the same rounds, which makes its result anew where the op does. On a CUDA device the rates are
 of the time on the device, by events. Ops are called as a user calls them, with the checks of all arguments; optimizers keep their lists
 and are timed by --step. Ctrl-C ends the measurement and keeps what there is.
+
+The JSON file holds where, asked (arguments, version, commit), seconds in all, interrupted, and results, of each: what, on, dtype, bytes
+that have to move, matched (parameters or samples), rounds, interrupted, copy_bytes, copy_gb_per_s and, by backend: ms, host_ms, device_ms,
+gb_per_s (median, p20, p80, best), share_of_copy, over_first (ratios round by round), launches, failed.
 """
 
 import argparse
 from pathlib import Path
+from time import perf_counter
 
 from ..backends import BACKENDS
 from . import INTERRUPTED, Refused
@@ -24,7 +29,7 @@ from .methods import BASES, DTYPES, VARIANTS
 from .outputs import Outputs
 from .plans import DEFAULT, Plan, device_of, plans_of
 from .report import Result, progress, text
-from .where import where
+from .where import asked, where
 from .workloads import WORKLOADS
 
 
@@ -57,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.seconds < float("inf"):
         raise Refused(f"--seconds is {arguments.seconds}; expected a number > 0")
     outputs = Outputs(json=arguments.json, plot=arguments.plot)
-    found: Result = {"where": where(device), "device": device, "interrupted": False, "results": []}
+    found: Result = {"where": where(device), "asked": asked(arguments), "device": device, "interrupted": False, "results": []}
     measure_all(plans_of(arguments, device), device, arguments.seconds, found, outputs)
     if arguments.plot and any("copy_gb_per_s" in result for result in found["results"]):
         from .plots import plot
@@ -70,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_all(plans: list[Plan], device: str, seconds: float, found: Result, outputs: Outputs) -> None:
     """Into ``found``, which is written behind every measurement: what ends this process may be no exception."""
+    begun = perf_counter()
     try:
         with progress(len(plans)) as tick:
             for case, backends in plans:
@@ -77,6 +83,7 @@ def measure_all(plans: list[Plan], device: str, seconds: float, found: Result, o
                 result, found["interrupted"] = measure(case, backends, device, seconds)
                 if not found["interrupted"] or "rounds" in result or any(result["backends"].values()):
                     found["results"].append(result)
+                found["seconds"] = perf_counter() - begun
                 outputs.json(found)
                 if found["interrupted"]:
                     break

@@ -8,18 +8,18 @@ MODEL is ``mlp``, ``cnn`` or ``vit``, which two cores can train, a network of ``
 turns, one step of each in every round. Ctrl-C ends the measurement and shows what there is.
 
 Times are a phase's own, without those inside of it: medians, with the 20th and 80th percentile. On a CUDA device they are those of events
-in the stream; ``host ms`` is how long the host took to ask for the work.
+in the stream; ``host ms`` is how long the host took to ask for the work. Before any of that a step of each method is matched with the same
+step on the reference backend.
+
+The JSON file holds where, asked (arguments, version, commit), complete, failed (by method) and profiles, of each: method, steps, ms,
+host_ms (median, p20, p80, best), launches, and rows by phase: path, calls, ms, share, host_ms, launches.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import shlex
-import shutil
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path as File
 from typing import Any
 
@@ -33,20 +33,18 @@ from .methods import DTYPES
 from .models import MODELS
 from .networks import NETWORKS
 from .outputs import Outputs
-from .phases import Profile, plot, profile_of, table
+from .phases import Profile, plot, profile_of
 from .plans import refuse_interpreter
+from .profile_text import advice, caption, complain, failed_of, report, where_of
 from .recorder import Nvtx, Path
 from .step_match import Matcher
 from .stepping import Found, in_turns, trace
 from .subjects import Wish, of_the_user, subject_of
 from .training import BASES, METHODS, Preset, Step
-from .where import where as where_it_runs
+from .where import asked
 
 STEPS, WARMUP = 20, 3
 ELSEWHERE = {"backend": "--backend", "model": "MODEL", "params": "MODEL", "base_optimizer": "--base", "batch_size": "--batch-size"}
-OPTIMIZER = (  # phases in which its kernels run; those of the model are in forward and backward
-    "ascend", "descend", "norms", "weights", "weighted gradients", "draw", "select", "perturb", "restore", "average", "table",
-)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,27 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = Outputs(json=arguments.json, plot=arguments.plot, trace=arguments.trace)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
     steps = {method: _step(method, preset, arguments, dtype) for method, preset in presets.items()}
-    where = _where(arguments, next(iter(steps.values())))
+    where = where_of(arguments, next(iter(steps.values())).subject, options_of(arguments))
     others = [Nvtx()] if arguments.nvtx else []
     found = in_turns(steps, arguments.device, arguments.warmup, arguments.steps, others)
     profiles = _profiles(steps, found, arguments)
-    failed = {method: f"{type(error).__name__}: {error}" for method, error in found.failed.items()}
     if profiles:
-        outputs.json(
-            {"where": where, "complete": not found.interrupted, "failed": failed, "profiles": [profile.as_json() for profile in profiles]}
-        )
-        outputs.write("plot", lambda path: plot(profiles, f"A training step of {where['label']}", _caption(where), path))
-        found.unless_interrupted(lambda: outputs.write("trace", lambda path: trace(_sound(steps, found), path)))
-    for method, error in found.failed.items():
-        if of_the_user(error):
-            traceback.print_exception(error)
-        after = f"{method} on {arguments.model} ended after {len(found.steps[method])} measured steps"
-        print(f"sam-kernels profile: {after}: {failed[method]}", file=sys.stderr)
+        numbers = {"where": where, "asked": asked(arguments), "complete": not found.interrupted, "failed": failed_of(found)}
+        outputs.json(numbers | {"profiles": [profile.as_json() for profile in profiles]})
+        outputs.write("plot", lambda path: plot(profiles, f"A training step of {where['label']}", caption(where), path))
+        found.then("--trace", lambda: outputs.write("trace", lambda path: trace(_sound(steps, found), path)))
+    complain(found, arguments.model)
     if profiles:
-        outputs.end(_report(profiles, where, not found.interrupted) + _advice(arguments, next(iter(presets))))
+        outputs.end(report(profiles, where, not found.interrupted) + advice(arguments, next(iter(presets))))
     elif found.interrupted:
         print("sam-kernels profile: interrupted before a step was measured", file=sys.stderr)
-    return INTERRUPTED if found.interrupted else int(bool(failed or outputs.failed))
+    return INTERRUPTED if found.interrupted else int(bool(found.failed or found.broken or outputs.failed))
 
 
 def _sound(steps: dict[str, Step], found: Found) -> dict[str, Step]:
@@ -105,14 +97,8 @@ def _profiles(steps: dict[str, Step], found: Found, arguments: argparse.Namespac
     """With the launches of a CUDA device, unless Nsight has its counters."""
     cuda, counts = arguments.device == "cuda", dict[str, dict[Path, int] | None]()
     if cuda and not arguments.nvtx:
-        found.unless_interrupted(lambda: counts.update({method: launches_of(step) for method, step in _sound(steps, found).items()}))
+        found.then("launches", lambda: counts.update({method: launches_of(step) for method, step in _sound(steps, found).items()}))
     return [profile_of(method, recorded, cuda, counts.get(method)) for method, recorded in found.steps.items() if recorded]
-
-
-def _advice(arguments: argparse.Namespace, method: str) -> str:
-    if arguments.device != "cuda" or arguments.nvtx or not shutil.which("ncu"):
-        return ""
-    return f"\n\nkernels one by one:\n{ncu_command(arguments, method)}"
 
 
 # ---- what is asked for
@@ -138,8 +124,12 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Preset]:
             raise Refused(f"--{error}") from None
     dtype = DTYPES[arguments.dtype or "fp32"]
     refuse_interpreter({arguments.backend or op.chosen(arguments.device, dtype) for op in OPS.values()})
-    options = dict(map(_option, arguments.option))
+    options = options_of(arguments)
     return {name: METHODS[name].but(options) for name in names}
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return dict(map(_option, arguments.option))
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -176,53 +166,3 @@ def _step(method: str, preset: Preset, arguments: argparse.Namespace, dtype: tor
         theirs = of_the_user(error) and not hint
         raise Refused(f"{method} on {arguments.model}: {error or type(error).__name__}{hint}") from (error if theirs else None)
     return step
-
-
-# ---- what is said
-
-
-def _where(arguments: argparse.Namespace, step: Step) -> dict[str, Any]:
-    dtype = step.subject.dtype
-    return {
-        **where_it_runs(arguments.device),
-        "model": arguments.model,
-        "label": step.subject.label,
-        "batch_size": step.subject.batch_size,
-        "parameters": sum(p.numel() for p in step.subject.model.parameters() if p.requires_grad),
-        "dtype": next((name for name, known in DTYPES.items() if known == dtype), str(dtype)),
-        "autocast": arguments.autocast,
-        "backend": arguments.backend or OPS["ascend_"].chosen(arguments.device, dtype),
-        "base": arguments.base,
-        "options": dict(map(_option, arguments.option)),
-        "warmup": arguments.warmup,
-    }
-
-
-def _caption(where: dict[str, Any]) -> str:
-    threads = where["threads"]
-    on = where["device"] if "cuda" in where else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    dtype = where["dtype"] + (" under bf16 autocast" if where["autocast"] else "")
-    return f"batch {where['batch_size']}, {dtype}, {where['base']}, {where['backend']} on {on}"
-
-
-def _report(profiles: list[Profile], where: dict[str, Any], complete: bool) -> str:
-    head = f"{where['label']}, {where['parameters'] / 1e6:.2f}M parameters, {_caption(where)}"
-    first = profiles[0].ms["median"]
-    parts = [head if complete else f"{head}\ninterrupted: what was measured until then"]
-    for profile in profiles:
-        over = f", {profile.ms['median'] / first:.2f} x {profiles[0].method}" if profile is not profiles[0] else ""
-        parts.append(f"{profile.method}, {profile.steps} step{'s' if profile.steps > 1 else ''}{over}\n{table(profile)}")
-    return "\n\n".join(parts)
-
-
-def ncu_command(arguments: argparse.Namespace, method: str) -> str:
-    """Nsight Compute on the kernels of the optimizer alone, in one step behind the warm-up."""
-    command = ["ncu", "--nvtx"]
-    for name in OPTIMIZER:
-        command += ["--nvtx-include", f"{name}/"]
-    command += ["--set", "full", "-o", f"{method}-ncu", sys.executable, "-m", "sam_kernels", "profile", arguments.model]
-    command += ["--method", method, "--device", "cuda", "--nvtx", "--steps", "1", "--warmup", "0", "--base", arguments.base]
-    given: Callable[[str, Any], list[str]] = lambda flag, value: [] if value is None else [flag, str(value)]  # noqa: E731
-    command += given("--batch-size", arguments.batch_size) + given("--dtype", arguments.dtype) + given("--backend", arguments.backend)
-    command += ["--autocast"] if arguments.autocast else []
-    return shlex.join(command + [x for option in arguments.option for x in ("--option", option)])

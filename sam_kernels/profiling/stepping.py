@@ -19,19 +19,23 @@ TRACED = 2  # steps of each method
 
 @dataclass
 class Found:
-    """Steps by method, in the order in which they were asked for; ``failed``: what ended those of a method before their number."""
+    """Steps by method, in the order in which they were asked for; ``failed``: what ended those of a method before their number;
+    ``broken``: what could not be done behind them."""
 
     steps: dict[str, list[Recorded]] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
+    broken: dict[str, Exception] = field(default_factory=dict)
     interrupted: bool = False
 
-    def unless_interrupted(self, call: Callable[[], None]) -> None:
-        """What may still be done, but for a Ctrl-C now or earlier."""
+    def then(self, what: str, call: Callable[[], None]) -> None:
+        """What may still be done, but for a Ctrl-C now or earlier, without losing what there is."""
         if not self.interrupted:
             try:
                 call()
             except KeyboardInterrupt:
                 self.interrupted = True
+            except Exception as error:
+                self.broken[what] = error
 
 
 def in_turns(steps: Mapping[str, Step], device: str, warmup: int, count: int, others: Sequence[Listener] = ()) -> Found:
@@ -60,7 +64,7 @@ def in_turns(steps: Mapping[str, Step], device: str, warmup: int, count: int, ot
         else:
             found.steps[method] += recorder.steps if counts else []
 
-    found.unless_interrupted(all_rounds)
+    found.then("steps", all_rounds)
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from argparse import Namespace
 from datetime import date
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,16 @@ def commit(root: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + (", modified" if dirty else "")
+
+
+def asked(arguments: Namespace) -> dict[str, Any]:
+    """The words of a command, as JSON can hold them, and what it is a command of."""
+    words = {name: value if isinstance(value, int | float | str | list | None) else str(value) for name, value in vars(arguments).items()}
+    return {
+        "arguments": {name: value for name, value in words.items() if name != "run"},
+        "version": package_version("sam-kernels"),
+        "commit": commit(Path(__file__).parents[2]),
+    }
 
 
 def where(device: str) -> dict[str, Any]:
