@@ -7,28 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from user_models import USER
+from user_models import call, user_folder  # noqa: F401
 
-from sam_kernels.__main__ import main
 from sam_kernels.__main__ import parser as whole_parser
 from sam_kernels.profiling import profile_text
 from sam_kernels.profiling.models import MODELS
 from sam_kernels.profiling.subjects import Wish, subject_of
-
-
-def call(*words: str) -> int:
-    given = [*words, *([] if "--warmup" in words else ["--warmup", "1"]), *([] if "--device" in words else ["--device", "cpu"])]
-    return main(["profile", *given])
-
-
-@pytest.fixture
-def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ``theirs.py``, in which the command is called."""
-    (tmp_path / "theirs.py").write_text(USER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    sys.modules.pop("theirs", None)
-    return tmp_path
 
 
 def test_everything_at_once(user: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_profile_command import call, user
+from user_models import call, user_folder  # noqa: F401
 
 from sam_kernels.optim import SAM
 from sam_kernels.profiling import profile, stepping
@@ -17,9 +17,6 @@ from sam_kernels.profiling.subjects import Wish, subject_of
 from sam_kernels.profiling.training import METHODS, Preset
 from sam_kernels.profiling.training import Step as Training
 from sam_kernels.spans import span
-
-folder = user
-
 
 # ---- matched before it is timed
 

@@ -1,4 +1,11 @@
-"""What a user of ``profile`` may hand over, good and bad: the text of a module ``theirs``."""
+"""``profile`` as a user calls it, and what one may hand over, good and bad: the text of a module ``theirs``."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from sam_kernels.__main__ import main
 
 USER = """
 import torch
@@ -94,3 +101,18 @@ def size_of_tensor(): return net(), lambda index=None: 0, torch.tensor(12)
 def needy(seed): return make()
 constant = 3
 """
+
+
+def call(*words: str) -> int:
+    given = [*words, *([] if "--warmup" in words else ["--warmup", "1"]), *([] if "--device" in words else ["--device", "cpu"])]
+    return main(["profile", *given])
+
+
+@pytest.fixture(name="user")
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ``theirs.py``, in which the command is called."""
+    (tmp_path / "theirs.py").write_text(USER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("theirs", None)
+    return tmp_path
