@@ -104,6 +104,13 @@ def test_no_warm_up_is_among_the_times_of_what_was_interrupted(after: int, kept:
     assert {name: len(times) for name, times in rounds.complete().times.items()} == {"a": kept, "b": kept}
 
 
+def test_an_interrupted_warm_up_leaves_nothing() -> None:
+    rounds = Rounds({"a": lambda: (1e-3,), "b": interrupting(2)})
+    with pytest.raises(KeyboardInterrupt):
+        rounds.run(1, discard=3)
+    assert rounds.complete().times == {"a": [], "b": []}
+
+
 # ---- one case that fails
 
 

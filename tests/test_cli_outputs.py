@@ -38,6 +38,7 @@ def unwritable(folder: Path) -> dict[str, tuple[str, str]]:
         "folder": (str(folder), "which is a folder; expected the name of a file"),
         "empty": ("", "which is a folder; expected the name of a file"),
         "below a file": (str(folder / "file" / "x.json"), "below a file; expected a folder"),
+        "a folder of the system": ("/proc/x.json", "which cannot be written: "),
         "no such": ("/proc/nowhere/x.json", "which cannot be written: "),
         "too long": (str(folder / (400 * "x" + ".json")), "which cannot be written: File name too long"),
     }
@@ -78,6 +79,7 @@ def test_files_are_replaced_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFix
     kept, link = tmp_path / "kept.json", tmp_path / "link.json"
     kept.write_text("[1]")
     link.symlink_to(kept)
+    os.link(kept, tmp_path / "other.json")
     given = Outputs(json=link, trace=None)
 
     def fails(path: Path) -> None:
@@ -88,12 +90,13 @@ def test_files_are_replaced_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFix
     given.write("json", fails)
     given.write("json", lambda path: None)
     given.write("trace", lambda path: pytest.fail("nobody asked for it"))
-    assert kept.read_text() == "[1]" and [x.name for x in sorted(tmp_path.iterdir())] == ["kept.json", "link.json"]
+    assert kept.read_text() == "[1]" and [x.name for x in sorted(tmp_path.iterdir())] == ["kept.json", "link.json", "other.json"]
     assert given.failed == [
         f"--json {link}: not written: No space left on device", f"--json {link}: not written: whoever should have written it did not",
     ]  # fmt: skip
     given.json({"a": 1})
     assert link.is_symlink() and json.loads(kept.read_text()) == {"a": 1}
+    assert (tmp_path / "other.json").read_text() == "[1]", "replaced, and not written over"
     given.end("text")
     told = capsys.readouterr()
     assert told.out == "text\n" and told.err.splitlines() == given.failed
@@ -125,12 +128,13 @@ def test_a_file_that_fails_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
 def test_nobody_has_to_read_it(command: str, tmp_path: Path) -> None:
     """The files are there; no traceback, in a pipe and on a full device."""
     words = [sys.executable, "-m", "sam_kernels", *COMMANDS[command], "--json", str(tmp_path / "a.json")]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     pipe, writer = os.pipe()
     os.close(pipe)
     with open("/dev/full", "w") as full:
         for out, status, message in ((full, 1, b"standard output: No space left on device"), (writer, 141, b"")):
             (tmp_path / "a.json").unlink(missing_ok=True)
-            done = subprocess.run(words, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, check=False)
+            done = subprocess.run(words, cwd=ROOT, env=buffered, stdout=out, stderr=subprocess.PIPE, check=False)
             assert done.returncode == status and message in done.stderr and b"Traceback" not in done.stderr, done.stderr
             assert json.loads((tmp_path / "a.json").read_text())
     os.close(writer)

@@ -81,7 +81,12 @@ def test_losses_that_do_not_repeat_are_timed_and_it_is_said(user: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("function", "why"), [("explodes", "LookupError: the sample is gone"), ("diverges", "FloatingPointError: its loss is nan")]
+    ("function", "why"),
+    [
+        ("explodes", "LookupError: the sample is gone"),
+        ("diverges", "FloatingPointError: its loss"),
+        ("overflows", "FloatingPointError: its loss is inf"),
+    ],
 )
 def test_a_method_that_fails_leaves_its_steps_and_the_others(
     function: str, why: str, user: Path, capsys: pytest.CaptureFixture[str]

@@ -60,6 +60,9 @@ def after(calls, ends):
 def diverges():
     return after(17, lambda losses: losses * float("nan"))
 
+def overflows():
+    return after(17, lambda losses: losses + float("inf"))
+
 def explodes():
     return after(17, deep_inside)
 
