@@ -3,7 +3,7 @@
 Alone: ``peak_bytes``, the peak of the memory while it takes a step, with weights, batch and state (of a captured step with its capture: a
 graph takes no memory when it is replayed, but holds its pool for as long as it lives, ``reserved_bytes``), and ``phases_ms`` of its step
 between events of the stream, a phase's own without those inside of it; where the host is the slower one, a phase takes as long as it does.
-The optimizer's are ``ascend`` and ``descend``. A graph has no such events: null.
+The optimizer's are ``ascend`` and ``descend``. A graph has no such events: null. ``host_ms``: of one step, until it is enqueued.
 In rounds: seconds of the host for some steps in a row and the wait for the device behind the last, over their number.
 """
 
@@ -138,6 +138,7 @@ def alone(kind: type[Trial], work: Work) -> Row:
         with recorder.step():
             trial(work.x, work.y)
     peak = torch.cuda.max_memory_allocated() if cuda else None
+    host = [until_enqueued(trial, work) for _ in range(RECORDED)]
     forget()
     steps = recorder.steps
     phases = {
@@ -146,11 +147,21 @@ def alone(kind: type[Trial], work: Work) -> Row:
     }
     return {
         "step_ms": spread([step.total.seconds for step in steps], 1e3)["median"],
+        "host_ms": spread(host, 1e3),
         "phases_ms": None if captured else phases,
         "optimizer_ms": None if captured else sum(phases.get(name, 0.0) for name in OPTIMIZER),
         "peak_bytes": peak,
         "reserved_bytes": torch.cuda.memory_reserved() if cuda else None,
     }
+
+
+def until_enqueued(trial: Trial, work: Work) -> float:
+    """Seconds that the host needs for a step while the device has nothing else to do."""
+    if work.device == "cuda":
+        torch.cuda.synchronize()
+    start = perf_counter()
+    trial(work.x, work.y)
+    return perf_counter() - start
 
 
 def forget() -> None:

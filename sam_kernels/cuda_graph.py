@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,9 @@ class Recorder(Protocol):
     """What ``graphs.capture`` needs of a device."""
 
     def warm_up(self, run: Callable[[], object]) -> None: ...
+    def watch(self, run: Callable[[], object]) -> None:
+        """Run it once more, and raise where the host would wait for the device."""
+
     def record(self, run: Callable[[], R]) -> R: ...
     def replay(self) -> None: ...
 
@@ -31,31 +35,42 @@ class CudaRecorder:
             run()
         current.wait_stream(self.stream)
 
+    def watch(self, run: Callable[[], object]) -> None:
+        """A capture that breaks can leave torch's generators and allocator in its middle (pytorch pull request 180395), so what torch
+        knows to wait is looked for before."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.warm_up(run)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
     def record(self, run: Callable[[], R]) -> R:
-        current = torch.cuda.current_stream(self.stream.device)
+        device, around = self.stream.device, sys.exc_info()[1]
+        current = torch.cuda.current_stream(device)
         try:
             # relaxed: the tables of Triton kernels go through pinned memory, whose allocator asks for the state of events
-            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="relaxed"):
+            with torch.cuda.device(device), torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="relaxed"):
                 return run()
         except RuntimeError as error:
-            first = _first(error)
+            with torch.cuda.device(device):  # where ending the capture fails, torch leaves its own stream
+                torch.cuda.set_stream(current)
+            first = _first(error, around)
             if "captur" not in f"{error}{first}":
                 raise
-            said = str(first).strip().splitlines()[0]
             raise RuntimeError(
-                f"step cannot be captured ({said}); most likely it waits for the device (.item(), printing a tensor, a copy from the "
-                "host) or allocates by itself: find the line with torch.cuda.set_sync_debug_mode('error')"
+                f"step cannot be captured ({str(first).strip().splitlines()[0]}): it waits for the device in a way that torch does not "
+                "notice, or the graph of an earlier loss that is still held, or of DistributedDataParallel, belongs to another stream: del "
+                "what earlier steps returned. torch may need a new process after this"
             ) from error
-        finally:
-            torch.cuda.set_stream(current)  # where ending the capture fails, torch leaves its own
 
     def replay(self) -> None:
         self.graph.replay()
 
 
-def _first(error: BaseException) -> BaseException:
-    """The error that came first; ending a broken capture raises another one."""
-    while error.__context__ is not None:
+def _first(error: BaseException, around: BaseException | None) -> BaseException:
+    """The error that came first inside of what ``around`` came before; ending a broken capture raises another one."""
+    while error.__context__ is not None and error.__context__ is not around:
         error = error.__context__
     return error
 

@@ -54,13 +54,26 @@ class Captured(Generic[R]):
         steps: list[None] = []
         handle = self.optimizer.register_step_post_hook(lambda *_: steps.append(None))
         try:
-            for _ in range(times):
-                self._recorder.warm_up(self._run)
+            for i in range(times):
+                self._warm_up_once(last=i == times - 1)
                 self._require_clean("step() left them so; finish it")
         finally:
             handle.remove()
         if len(steps) < times:
             raise ValueError("step() returned without a step of the optimizer; expected a function that calls optimizer.step()")
+
+    def _warm_up_once(self, last: bool) -> None:
+        if not last:
+            return self._recorder.warm_up(self._run)
+        try:
+            return self._recorder.watch(self._run)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("synchronizing", "captur")):
+                raise
+            raise RuntimeError(
+                f"step waits for the device, which a capture cannot ({str(error).splitlines()[0]}): take .item(), print and copies from "
+                "the host out of it; the lines above say where"
+            ) from error
 
     def __call__(self, *inputs: Tensor) -> R:
         """Copy ``inputs`` into the graph's own tensors and replay the step. Returns what ``step`` returned, in tensors that the next
@@ -149,7 +162,7 @@ def capture(step: Callable[..., R], optimizer: SAM, *inputs: Tensor, warmup: int
         optimizer: a ``sam_kernels.optim.SAM``, of any preset that decides nothing on the host, with a fused base, on one CUDA device.
         inputs: examples, on any device: ``step`` is called with copies beside the parameters. A replay takes others of the same shapes and
             dtypes.
-        warmup: eager steps before the capture, at least 1.
+        warmup: eager steps before the capture, at least 2; in the last one a wait for the device is an error.
 
     Raises:
         TypeError, ValueError: what cannot be captured, named; nothing has been run.
@@ -167,8 +180,8 @@ def _check(step: Any, optimizer: Any, inputs: tuple[Any, ...], warmup: Any) -> N
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs[{i}] is {type(x).__name__}; expected a tensor: what does not change belongs into step itself")
-    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 1:
-        raise ValueError(f"warmup is {warmup!r}; expected an int >= 1: the first step allocates what the others use")
+    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 2:
+        raise ValueError(f"warmup is {warmup!r}; expected an int >= 2: the first step allocates, the last is watched for waits")
     devices = sorted({str(p.device) for p in optimizer.members()})
     if len(devices) != 1 or optimizer.device.type not in RECORDERS:
         raise ValueError(f"the parameters are on {', '.join(devices)}; expected one CUDA device: graphs are captured there")

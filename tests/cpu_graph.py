@@ -61,6 +61,10 @@ class CpuRecorder:
     def warm_up(self, run: Callable[[], object]) -> None:
         run()
 
+    def watch(self, run: Callable[[], object]) -> None:
+        with NoHost():
+            run()
+
     def record(self, run: Callable[[], R]) -> R:
         with self.recording:
             return run()

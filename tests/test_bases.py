@@ -84,7 +84,7 @@ def test_many_steps_against_the_equations(setting: str, stable: bool, place: tup
         net = model(device=device)
         train(net, kind(net.parameters(), base, RHO, backend=backend, lr=LR, **options))
         assert_loop(setting, weights(net), weights(truth))
-    fused, plain = model(dtype=torch.float32, device=device), model(dtype=torch.float32)
+    fused, plain = model(dtype=torch.float32, device=device), model(dtype=torch.float32, device=device)
     train(fused, kind(fused.parameters(), base, RHO, backend=backend, lr=LR, **options))
     plain_loop(plain, update, o, STEPS, stable)
     assert_elementwise(setting, weights(fused), weights(plain), weights(truth), torch.float32)

@@ -371,7 +371,7 @@ def test_wrong_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (TypeError, "step is int", lambda: sam_kernels.capture(3, opt)),
         (TypeError, "optimizer is SGD", lambda: sam_kernels.capture(step, torch.optim.SGD(net.parameters()))),
         (TypeError, r"inputs\[1\] is int", lambda: sam_kernels.capture(step, opt, x, 3)),
-        (ValueError, "warmup is 0", lambda: sam_kernels.capture(step, opt, x, y, warmup=0)),
+        (ValueError, "warmup is 1", lambda: sam_kernels.capture(step, opt, x, y, warmup=1)),
         (ValueError, "without a step of the optimizer", lambda: sam_kernels.capture(lambda: None, opt)),
     ):
         with pytest.raises(error, match=message):
@@ -406,9 +406,11 @@ def test_a_step_that_waits_for_the_device_is_refused(place: tuple[str, str]) -> 
     net = net_on(device)
     opt, step = build(net, "sam", backend)
     kept = everything(net, opt)
-    with pytest.raises(RuntimeError, match="captur"):
+    with pytest.raises(RuntimeError, match="step waits for the device"):
         sam_kernels.capture(lambda x, y: step(x, y).item(), opt, *batch(0, net))
     assert equal(kept, everything(net, opt))
+    torch.rand(1, device=device)
+    sam_kernels.capture(step, opt, *batch(0, net))(*batch(1, net))  # nothing is left behind
 
 
 def test_a_buffer_that_every_step_replaces_is_refused() -> None:

@@ -141,6 +141,12 @@ def test_no_torch_below_the_binding(folder: str) -> None:
         assert not torch, f"{path.relative_to(ROOT)} includes torch: {torch}"
 
 
+def test_the_binding_uses_no_name_that_torch_2_11_lacks() -> None:
+    """The oldest torch that is supported, and the one on machines with a GPU."""
+    for path in (ROOT / "csrc" / "torch").iterdir():
+        assert "STABLE_TORCH_ERROR_CODE_CHECK" not in path.read_text(), f"{path.name}: write TORCH_ERROR_CODE_CHECK, which 2.11 has as well"
+
+
 @pytest.mark.parametrize("folder", ["cpu", "cuda"])
 def test_kernel_files_stay_short(folder: str) -> None:
     for path in (ROOT / "csrc" / folder).iterdir():

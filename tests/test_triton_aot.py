@@ -6,6 +6,7 @@ kernel and its compile-time arguments), ``TYPES`` of the others, ``ALIGNED`` one
 may add types and launch options of its own. A type is Triton's, ``:16`` after it for a multiple of 16, ``1`` for that number, or a tuple.
 """
 
+import ast
 import json
 import os
 import re
@@ -102,6 +103,16 @@ def test_budget(measured, variant, architecture):
 
 def test_every_variant_has_a_budget(measured):
     assert set(measured) == {f"{variant}-sm_{architecture}" for variant in BUDGETS for architecture in ARCHITECTURES}
+
+
+def test_no_kernel_function_returns_none_beside_values() -> None:
+    """Triton 3.6 cannot make a tensor of None; 3.7 and the interpreter can."""
+    for path in (Path(__file__).parents[1] / "sam_kernels" / "backends" / "triton").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(x) for x in node.decorator_list):
+                returns = [x.value for x in ast.walk(node) if isinstance(x, ast.Return)]
+                nothing = [x for x in returns if x is None or (isinstance(x, ast.Constant) and x.value is None)]
+                assert not nothing or len(nothing) == len(returns), f"{path.name}: {node.name} returns None beside values"
 
 
 if __name__ == "__main__":

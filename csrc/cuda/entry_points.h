@@ -4,8 +4,8 @@
 // a CUDA graph, and returns a cudaError_t (0 is success). Tables, hyperparameters and coefficients are host arrays, free to be
 // reused on return; all other pointers are device memory. fp32, bf16 and fp16: fp64 is cudaErrorInvalidValue.
 //
-// `workspace` is device memory, 16-byte aligned, of 512 KiB and 256 bytes per tensor; less is cudaErrorInvalidValue where it
-// does not suffice. Its owner zeroes it once; it then carries a counter from launch to launch that each launch leaves at zero. Two
+// `workspace` is device memory, 16-byte aligned, of 128 KiB and 256 bytes per tensor; less is cudaErrorInvalidValue where it
+// does not suffice. Its owner zeroes the first 256 bytes once; they carry a counter from launch to launch that each one leaves at zero. Two
 // launches that may run at the same time must not share it: keep one per device and stream, and another one for every captured graph.
 // Host threads may share it, and with it the stream: their launches do not mix.
 #pragma once

@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 constexpr int kMaxBlocks = 2048;  // all blocks of a grid are resident, 148 SMs x 8 blocks of 256 threads on the largest GPU so far
 constexpr int kPartialRows = kGram + 1;
 constexpr int64_t kTicketBytes = 256, kPartialBytes = int64_t(kPartialRows) * kMaxBlocks * sizeof(double);
+static_assert(kTicketBytes + kPartialBytes <= 128 * 1024, "the workspace that entry_points.h asks for");
 constexpr int64_t kArgumentBytes = 32760;  // the limit is 32764
 
 // ---- one list of the arrays of each Args struct, visited to measure, to pack and to bind; 8-byte elements first keep all

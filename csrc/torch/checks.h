@@ -78,11 +78,11 @@ class Table {
 inline Tensor empty_beside(const Tensor& like, std::optional<int64_t> size, ScalarType type) {
   const int64_t length = size.value_or(1), stride = 1;
   int32_t device_type, device_index;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle made;
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(size ? 1 : 0, &length, &stride, dtype, device_type, device_index, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(size ? 1 : 0, &length, &stride, dtype, device_type, device_index, &made));
   return Tensor(made);
 }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 TAIL = "Tensor(z!) workspace, int device, int stream) -> ()"  # the end of every schema
 _WORKSPACES: dict[tuple[int, int], list[Tensor]] = {}
 _NO_WORKSPACE = torch.empty(0, dtype=torch.uint8)
+_COUNTER = 256  # bytes: kTicketBytes of csrc/cuda/payload.cuh
 
 
 @cache
@@ -35,15 +36,25 @@ def place(like: Tensor) -> tuple[Tensor, int, int]:
     return _NO_WORKSPACE, device, torch.cuda.current_stream(device).cuda_stream
 
 
-def _workspace(device: int, stream: int, tensors: int) -> Tensor:
-    """Device memory that is zero before its first use; kernels leave their counters at zero. C++ refuses one that is too small.
+def _capturing(device: int) -> bool:
+    if device == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
-    Eager calls share one per device and stream. Under graph capture every call gets its own, zeroed by the graph itself, so that
-    graphs may be replayed side by side. Nothing is ever freed: a graph may still point to it.
+
+def _workspace(device: int, stream: int, tensors: int) -> Tensor:
+    """Device memory whose counter, the first bytes, is zero before its first use; kernels leave it at zero. C++ refuses what is too small.
+
+    Eager calls share one per device and stream, and nothing of it is ever freed. Under graph capture every call gets its own out of the
+    memory of the graph, with the counter zeroed by the graph itself, so that graphs may be replayed side by side.
     """
-    needed = (1 << 19) + 256 * tensors
-    capturing = torch.cuda.is_current_stream_capturing()
-    kept = _WORKSPACES.setdefault((device, -1 if capturing else stream), [])
-    if capturing or not kept or kept[-1].numel() < needed:
+    needed = (1 << 17) + 256 * tensors
+    if _capturing(device):
+        fresh = torch.empty(needed, dtype=torch.uint8, device=f"cuda:{device}")
+        fresh[:_COUNTER].zero_()
+        return fresh
+    kept = _WORKSPACES.setdefault((device, stream), [])
+    if not kept or kept[-1].numel() < needed:
         kept.append(torch.zeros(2 * needed, dtype=torch.uint8, device=f"cuda:{device}"))
     return kept[-1]

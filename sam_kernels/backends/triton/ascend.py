@@ -64,7 +64,7 @@ def ascend_kernel(
                 tl.store(gram, total(partials, 1, programs))
     chunk = tl.num_programs(0) - 1 - tl.program_id(0)
     tensor, group, at, size, full = locate(records, tensor_of, chunk, T)
-    words = words_of(noise, stream, records, tensor, chunk)
+    words = words_of(noise, stream, records, tensor, chunk) if noise is not None else None
     radius, options = options_of(group, numbers, rho, direction)
     scale = ascent_scale(radius, norm, tl.load(numbers + NORMALIZE) != 0, tl.load(numbers + EPS))
     first = tl.load(q_steps) == 0 if q_steps is not None else False

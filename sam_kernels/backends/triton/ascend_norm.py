@@ -26,10 +26,7 @@ def options_of(group: tl.tensor, numbers: tl.tensor, rho: tl.tensor, direction: 
 
 @triton.jit
 def words_of(noise: tl.tensor, stream: tl.tensor, records: tl.tensor, tensor: tl.tensor, chunk: tl.tensor):
-    if noise is None:
-        return None
-    else:
-        return chunk_words(noise, stream, tensor, chunk - tl.load(records + tensor.to(tl.int64) * RECORD + FIRST_CHUNK))
+    return chunk_words(noise, stream, tensor, chunk - tl.load(records + tensor.to(tl.int64) * RECORD + FIRST_CHUNK))
 
 
 @triton.jit
@@ -69,7 +66,8 @@ def norm_kernel(
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
         tensor, group, at, size, full = locate(records, tensor_of, chunk, T)
         radius, options = options_of(group, numbers, rho, direction)
-        moves, words = radius != 0, words_of(noise, stream, records, tensor, chunk)
+        moves = radius != 0
+        words = words_of(noise, stream, records, tensor, chunk) if noise is not None else None
         if full:
             for start in range(0, CHUNK, TILE):
                 square, plain = add_norm(square, plain, at, start, size, options, moves, words, T, HAS_G, HAS_Q, WEIGHTED, PLAIN, True)
