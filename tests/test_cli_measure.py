@@ -54,12 +54,13 @@ def test_a_copy_makes_its_result_anew_where_the_op_does() -> None:
         assert one.nbytes == 400 and (one.data_ptr() != other.data_ptr()) == allocates
 
 
-def test_measurements_compare_with_that_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_compare_with_that_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     seen: list[bool] = []
     original = measuring.copy_phases
     monkeypatch.setattr(measuring, "copy_phases", lambda *given: (seen.append(given[2]), original(*given))[1])
     results(tmp_path / "a.json", "--op", "cross_entropy_sample,cross_entropy_sample_backward", "--sizes", "9x50")
     assert seen == [False, True]
+    assert capsys.readouterr().out.count("makes its result anew, and so does the copy") == 1
 
 
 # ---- the rule

@@ -12,8 +12,8 @@ of the time on the device, by events. Ops are called as a user calls them, with 
 and are timed by --step. Ctrl-C ends the measurement and keeps what there is.
 
 The JSON file holds where, asked (arguments, version, commit), seconds in all, interrupted, and results, of each: what, on, dtype, bytes
-that have to move, matched (parameters or samples), rounds, interrupted, copy_bytes, copy_gb_per_s and, by backend: ms, host_ms, device_ms,
-gb_per_s (median, p20, p80, best), share_of_copy, over_first (ratios round by round), launches, failed.
+that have to move, matched (parameters or samples), rounds, interrupted, copy_bytes, copy_allocates, copy_gb_per_s and, by backend: ms,
+host_ms, device_ms, gb_per_s (median, p20, p80, best), share_of_copy, over_first (ratios round by round), launches, failed.
 """
 
 import argparse

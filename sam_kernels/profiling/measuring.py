@@ -26,7 +26,7 @@ def measure(case: Case, backends: Sequence[str], device: str, seconds: float) ->
     them where the rounds fail; those that were complete by then are kept."""
     result: Result = {"what": case.what, "on": case.on, "dtype": case.dtype_name, "device": device, "bytes": case.moved, **case.counts}
     info: dict[str, Result] = {backend: {} for backend in backends}
-    result |= {"backends": info, "interrupted": False}
+    result |= {"backends": info, "interrupted": False, "copy_allocates": case.allocates}
     good: list[str] = []
     rounds = Rounds({})
     try:

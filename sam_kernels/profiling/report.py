@@ -74,6 +74,8 @@ def text(found: Result) -> str:
                 said.append(f"{result['what']}, {result['on']}: matched on {result['matched']:,} of {count:,} {unit}")
     for result in results:
         name = f"{result['what']}, {result['on']}, {result['dtype']}"
+        if result.get("copy_allocates"):
+            said.append(f"{name}: every call makes its result anew, and so does the copy")
         if result["device"] == "cpu" and result.get("tensors", 0) > MANY and not result["what"].startswith("step"):
             said.append(f"{name}: the checks of {result['tensors']:,} tensors included, which an optimizer does not repeat: see --step")
         for backend, p in result["backends"].items():
