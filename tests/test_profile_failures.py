@@ -101,12 +101,17 @@ def test_a_method_that_fails_leaves_its_steps_and_the_others(
     assert ("deep_inside" in told.err) == (function == "explodes"), "the traceback of the user's code, and none of ours"
 
 
-def test_a_step_that_updates_nothing_is_none(user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The loss may be fine where the norm of the gradient is not."""
-    monkeypatch.setattr(SAM, "step_taken", lambda self: torch.tensor(False))
-    assert call("theirs:make", "--steps", "3", "--json", str(user / "out.json")) == 1
+@pytest.mark.parametrize("calls", [1, 5])
+def test_a_step_that_updates_nothing_is_none(
+    calls: int, user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss may be fine where the norm of the gradient is not: at the match, or when the second step is measured."""
+    seen: list[int] = []
+    monkeypatch.setattr(SAM, "step_taken", lambda self: (seen.append(1), torch.tensor(len(seen) < calls))[1])
+    assert call("theirs:make", "--steps", "3", "--json", str(user / "out.json")) == (2 if calls == 1 else 1)
     told = capsys.readouterr()
-    assert "ended after 0 measured steps: FloatingPointError" in told.err and not told.out and not (user / "out.json").exists()
+    assert "sam on theirs:make" in told.err and "or its gradient is not finite: such a step updates nothing" in told.err
+    assert (user / "out.json").exists() == (calls > 1) and ("sam, 1 step" in told.out) == (calls > 1)
 
 
 def test_errors_of_the_user_s_code_keep_their_traceback(user: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,8 @@ class Matcher:
         step, ascent = self.build(backend), FirstAscent(self.params)
         try:
             with full_precision(), listen(ascent):
-                step()
+                loss = step()
+            step.require_update(loss)
             found = {} if ascent.weights is None else {PERTURBATION: ascent.weights.double() - start.double()}
             state = [value for p in self.params for key, value in step.optimizer.state.get(p, {}).items() if key in MOMENTA]
             found |= {MOMENTUM: thinned(state)[0].double()} if state else {}

@@ -57,8 +57,7 @@ def in_turns(steps: Mapping[str, Step], device: str, warmup: int, count: int, ot
         try:
             with recorder.step(*others):
                 loss = steps[method]()
-            if not (bool(torch.isfinite(loss.detach()).all()) and bool(steps[method].optimizer.step_taken())):
-                raise FloatingPointError(f"its loss is {loss.mean().item():g}, or its gradient is not finite: such a step updates nothing")
+            steps[method].require_update(loss)
         except Exception as error:
             found.failed[method] = error
         else:

@@ -84,3 +84,8 @@ class Step:
         if isinstance(self.optimizer.batch, WholeBatch):
             return self.optimizer.step(self.closure)
         return self.optimizer.step(self._losses, **self._sample)
+
+    def require_update(self, loss: Tensor) -> None:
+        """Raise where the step that returned ``loss`` was none: norms that are not finite forbid it, and it is cheaper than one."""
+        if not bool(torch.isfinite(loss.detach()).all()) or not bool(self.optimizer.step_taken()):
+            raise FloatingPointError(f"its loss is {loss.mean().item():g}, or its gradient is not finite: such a step updates nothing")
