@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,16 @@ def test_without_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with report.progress(3) as tick:
         tick("a")
+
+
+def test_one_long_measurement_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with report.progress(1) as tick:
+        tick("ascend_, gpt2")
+    assert "ascend_, gpt2" in terminal.getvalue()
 
 
 # ---- Ctrl-C

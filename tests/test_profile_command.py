@@ -92,6 +92,8 @@ REFUSED = [
     (["sys:exit"], "sys:exit ended with SystemExit(None); expected (model, x, y)"),
     (["theirs:make", "--option", "backend='reference'"], "--option is \"backend='reference'\"; pass --backend instead"),
     (["theirs:make", "--option", "model=3"], "--option is 'model=3'; pass MODEL instead"),
+    (["theirs:make", "--option", "esam.beta=1"], "--option names 'esam.beta', but --method is 'sam'"),
+    (["theirs:make", "--option", "sam.backend=1"], "pass --backend instead"),
     (["theirs:make", "--option", "lr=abc"], "with lr='abc', which is text"),
 ]
 if not torch.cuda.is_available():

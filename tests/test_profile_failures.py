@@ -1,6 +1,7 @@
 """``profile`` where something fails: a step that does not match, a method that ends early, an update that is none, a blind profiler."""
 
 import json
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from user_models import call, user_folder  # noqa: F401
 
+from sam_kernels.__main__ import parser
 from sam_kernels.optim import SAM
 from sam_kernels.profiling import profile, stepping
 from sam_kernels.profiling.launches import launches_of
@@ -178,6 +180,12 @@ def test_an_option_takes_the_place_of_the_preset_s_own(user: Path) -> None:
     assert call("theirs:make", "--method", "m-sam", "--steps", "1", "--option", "shard_size=6") == 0
 
 
+def test_options_of_one_method() -> None:
+    options = [word for option in ("m-sam.rho=0.2", "rho=0.1", "m-sam.shards=3") for word in ("--option", option)]
+    presets = profile._checked(profile_arguments("mlp", "--device", "cpu", "--method", "sam,m-sam", *options))
+    assert {name: preset.options for name, preset in presets.items()} == {"sam": {"rho": 0.1}, "m-sam": {"rho": 0.2, "shards": 3}}
+
+
 # ---- on a CUDA device
 
 
@@ -191,9 +199,7 @@ def test_launches_are_not_counted_beside_nsight(monkeypatch: pytest.MonkeyPatch)
         assert profile._profiles(steps, found, given) == [("sam", launched), ("esam", None)]  # type: ignore[arg-type]
 
 
-def profile_arguments(*words: str) -> object:
-    from sam_kernels.__main__ import parser
-
+def profile_arguments(*words: str) -> Namespace:
     return parser().parse_args(["profile", *words])
 
 

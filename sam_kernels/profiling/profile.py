@@ -59,7 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=here, help="default here: %(default)s")
     parser.add_argument("--backend", help="reference, cpp, triton or cuda (default: the preferred one for the device)")
     parser.add_argument("--base", choices=BASES, default="sgd", help="base optimizer (default: %(default)s)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the optimizer, e.g. shards=8; repeatable")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the optimizers, e.g. rho=0.1, or of one method, e.g. m-sam.shards=8; repeatable",
+    )
     parser.add_argument("--trace", type=File, metavar="FILE", help="write a Chrome trace of a few further steps, with the phases as labels")
     parser.add_argument("--nvtx", action="store_true", help="phases as NVTX ranges, for Nsight (CUDA)")
     parser.add_argument("--plot", type=File, metavar="FILE", help="write a stacked bar for every method (matplotlib)")
@@ -125,19 +131,29 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Preset]:
     dtype = DTYPES[arguments.dtype or "fp32"]
     refuse_interpreter({arguments.backend or op.chosen(arguments.device, dtype) for op in OPS.values()})
     options = options_of(arguments)
-    return {name: METHODS[name].but(options) for name in names}
+    for key in options:
+        if "." in key and key.split(".")[0] not in names:
+            raise Refused(f"--option names {key!r}, but --method is {arguments.method!r}; expected one of these before the dot")
+    return {name: METHODS[name].but(_options_for(name, options)) for name in names}
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return dict(map(_option, arguments.option))
 
 
+def _options_for(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those for all methods, and those for this one, which come before them."""
+    own = {key.split(".")[1]: value for key, value in options.items() if key.startswith(f"{method}.")}
+    return {key: value for key, value in options.items() if "." not in key} | own
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise Refused(f"--option is {text!r}; expected NAME=VALUE")
-    if name in ELSEWHERE:
-        raise Refused(f"--option is {text!r}; pass {ELSEWHERE[name]} instead")
+    _, _, key = name.rpartition(".")
+    if not equals or not key.isidentifier() or name.count(".") > 1:
+        raise Refused(f"--option is {text!r}; expected NAME=VALUE, or METHOD.NAME=VALUE")
+    if key in ELSEWHERE:
+        raise Refused(f"--option is {text!r}; pass {ELSEWHERE[key]} instead")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

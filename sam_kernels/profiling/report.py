@@ -17,7 +17,7 @@ MANY = 1000  # tensors: from there on the checks of a call take as long as the c
 @contextmanager
 def progress(count: int) -> Iterator[Callable[[str], None]]:
     """A bar where there is somebody to look at it; a function that is told what comes next."""
-    if count < 2 or sys.stderr is None or not sys.stderr.isatty() or find_spec("tqdm") is None:
+    if not count or sys.stderr is None or not sys.stderr.isatty() or find_spec("tqdm") is None:
         yield lambda name: None
         return
     from tqdm import tqdm
