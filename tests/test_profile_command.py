@@ -34,7 +34,8 @@ def test_everything_at_once(user: Path, capsys: pytest.CaptureFixture[str]) -> N
         block = said.split(f"\n{name}, 3 steps", 1)[1].split("\n\n")[0]
         assert [line.split("  ")[0] for line in block.splitlines() if line.startswith("ascend")] == ["ascend"]
         assert "100.0%" in block.splitlines()[-1]
-    assert "12 x sam" not in said and " x sam\n" in said and "batch 12, fp32, sgd" in said
+    heads = [said.split(f"\n{name}, 3 steps", 1)[1].split("\n", 1)[0] for name in profiles]
+    assert [head.endswith(" x sam") for head in heads] == [False, True, True] and "batch 12, fp32, sgd" in said
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     labels = {event["name"] for event in json.loads(files["trace"].read_text())["traceEvents"] if event.get("cat") == "user_annotation"}
     assert {"sam", "m-sam", "ascend", "first pass", "weighted gradients", "average"} <= labels
