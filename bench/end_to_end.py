@@ -11,6 +11,7 @@ channels last, weights in fp32: the same for all. Every method is matched before
 import argparse
 import gc
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -84,7 +85,8 @@ def measure(cases: dict[str, Case], names: list[str], device: str, seconds: floa
             found["targets"] += judged
             print("\n".join([table(rows), *map(verdict_line, judged), ""]) if rows else f"{name}: nothing was measured", flush=True)
             del work, cell
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        if found["steps"]:  # else what an earlier run has measured stays
+            path.write_text(json.dumps(found, indent=1) + "\n")
         if found["interrupted"] or found["died"]:
             break
         forget()
@@ -108,8 +110,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder")
     arguments = parser.parse_args(words)
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        parser.error(f"--batch-size is {arguments.batch_size}; expected at least 1")
+    if not 0 < arguments.seconds < math.inf:
+        parser.error(f"--seconds is {arguments.seconds}; expected a number > 0")
     known = NETWORKS | TINY
-    models = list(TINY) if arguments.models == "tiny" else chosen(arguments.models, known, "--models")
+    models = list(TINY) if arguments.models == "tiny" else chosen(arguments.models, known | {"tiny": None}, "--models")
     names = chosen(arguments.methods, METHODS, "--methods")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("bench/end_to_end.py: torch sees no CUDA GPU here; nothing is timed")

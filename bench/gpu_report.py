@@ -40,7 +40,10 @@ def newest(folder: Path) -> dict[str, Found]:
     found: dict[str, Found] = {}
     read = []
     for path in folder.glob("*.json"):
-        data = json.loads(path.read_text())
+        try:
+            data = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise SystemExit(f"{path}: no JSON ({error}); was it cut short? Delete it, or measure again") from None
         kind = next((kind for kind in (STEPS, OPS, WHOLE) if kind in data), None)
         if kind is None or not {"device", "date"} <= data.get("where", {}).keys():
             raise SystemExit(f"{path}: expected 'where' with device and date, and one of {STEPS!r}, {OPS!r}, {WHOLE!r}")
@@ -173,6 +176,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args(words)
+    if arguments.results != parser.get_default("results") and not arguments.results.is_dir():
+        parser.error(f"--results is {str(arguments.results)!r}, which is no folder")
     gpus = newest(arguments.results)
     drawn = arguments.plot is not None and plot(gpus, arguments.plot)
     inner = block(gpus, arguments.plot.as_posix() if drawn and arguments.plot else None)

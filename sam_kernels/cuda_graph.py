@@ -31,9 +31,11 @@ class CudaRecorder:
     def warm_up(self, run: Callable[[], object]) -> None:
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            run()
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                run()
+        finally:
+            current.wait_stream(self.stream)
 
     def watch(self, run: Callable[[], object]) -> None:
         """A capture that breaks can leave torch's generators and allocator in its middle (pytorch pull request 180395), so what torch

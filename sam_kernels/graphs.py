@@ -11,13 +11,15 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_map_only
 
 from .cuda_graph import RECORDERS
 from .optim import engine
+from .optim.fixed import Fixed
 from .optim.live import LiveOptions
 from .optim.sam import SAM
-from .optim.snapshot import Snapshot
+from .optim.snapshot import SEEN, Snapshot
 
 R = TypeVar("R")
 
@@ -27,40 +29,55 @@ class Captured(Generic[R]):
 
     def __init__(self, step: Callable[..., R], optimizer: SAM, inputs: tuple[Tensor, ...], warmup: int) -> None:
         self.optimizer, self._step = optimizer, step  # the step keeps alive what its launches read
-        self._inputs = tuple(torch.empty_like(x, device=optimizer.device, requires_grad=False).copy_(x.detach()) for x in inputs)
+        self._inputs = tuple(torch.empty_like(x, device=optimizer.device, requires_grad=False) for x in inputs)
         self._recorder = RECORDERS[optimizer.device.type](optimizer.device)
         self._options = LiveOptions(optimizer)
         snapshot = Snapshot(optimizer)
         try:
             with self._options.in_groups():
                 with snapshot.watching():
-                    self._warm_up(warmup)
+                    self._warm_up(inputs, warmup)
+                if outside := snapshot.outside_gradients():
+                    raise ValueError(
+                        f"{outside[0]} gets a gradient in step() but is no parameter of the optimizer; a graph would add to it for ever: "
+                        "freeze it there (requires_grad_(False)), or give it to the optimizer"
+                    )
                 optimizer.zero_grad(set_to_none=True)  # gradients are to be the graph's own, which nobody can free
                 buffers = snapshot.buffers()
                 self._outputs = tree_map_only(Tensor, Tensor.detach, self._recorder.record(self._run))
+                self._options.check_untouched()
             _check_same(buffers, snapshot.buffers())
+            self._grads = [p.grad for p in optimizer.members()]
+            self._seen = {name: getattr(optimizer, name) for name in SEEN}
+            self._fixed = Fixed(optimizer, snapshot.modules)
         except BaseException:
             optimizer.restore()
+            snapshot.restore(failed=True)
             raise
-        finally:
-            snapshot.restore()
-        self._buckets = optimizer._get_buckets()
-        self._state = [dict(bucket.state.buffers) for bucket in self._buckets]
+        snapshot.restore()
 
     def _run(self) -> R:
         return self._step(*self._inputs)
 
-    def _warm_up(self, times: int) -> None:
-        steps: list[None] = []
-        handle = self.optimizer.register_step_post_hook(lambda *_: steps.append(None))
+    def _load(self, inputs: tuple[Tensor, ...]) -> None:
+        for own, x in zip(self._inputs, inputs, strict=True):
+            own.copy_(x.detach())  # from the host: not behind the back of a caller who writes the next batch into x
+
+    def _warm_up(self, inputs: tuple[Tensor, ...], times: int) -> None:
+        stepped: list[Any] = []
+        handle = register_optimizer_step_post_hook(lambda other, *_: stepped.append(other))
         try:
             for i in range(times):
+                self._load(inputs)
                 self._warm_up_once(last=i == times - 1)
                 self._require_clean("step() left them so; finish it")
+                self._options.check_untouched()
         finally:
             handle.remove()
-        if len(steps) < times:
+        if len([x for x in stepped if x is self.optimizer]) < times:
             raise ValueError("step() returned without a step of the optimizer; expected a function that calls optimizer.step()")
+        if others := {type(x).__name__ for x in stepped if x not in (self.optimizer, self.optimizer.base_optimizer)}:
+            raise ValueError(f"step() also steps a {', '.join(sorted(others))}, whose options a graph does not follow; step it outside")
 
     def _warm_up_once(self, last: bool) -> None:
         if not last:
@@ -81,17 +98,24 @@ class Captured(Generic[R]):
 
         Raises:
             TypeError, ValueError: inputs of other number, shape or dtype than those captured; ``lr`` or ``rho`` that is no number.
-            RuntimeError: the optimizer is not what was captured: state loaded, groups edited, parameters moved, options other than
-                ``lr`` and ``rho`` changed, or perturbed. Nothing has been written.
+            RuntimeError: what was captured is not what is there: rules or options other than ``lr`` and ``rho`` changed, groups edited, a
+                checkpoint loaded, parameters moved or frozen, modules in another mode, buffers replaced, or perturbed. Nothing has
+                been written.
         """
         self._check_inputs(inputs)
-        self._check_optimizer()
+        self._require_clean("finish that step first,")
+        self._fixed.check()
         self._options.refresh()
-        for own, x in zip(self._inputs, inputs, strict=True):
-            own.copy_(x)  # from the host: not behind the back of a caller who writes the next batch into x
+        self._load(inputs)
         self._recorder.replay()
-        engine.written(self.optimizer.members())
-        self.optimizer._opt_called = self.optimizer.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # for schedulers
+        optimizer = self.optimizer
+        engine.written(optimizer.members())
+        for p, grad in zip(optimizer.members(), self._grads, strict=True):
+            if p.grad is not grad:
+                p.grad = grad
+        for name, value in self._seen.items():
+            setattr(optimizer, name, value)
+        optimizer._opt_called = optimizer.base_optimizer._opt_called = True  # type: ignore[attr-defined]  # for schedulers
         return self._outputs
 
     def _check_inputs(self, inputs: tuple[Tensor, ...]) -> None:
@@ -104,19 +128,6 @@ class Captured(Generic[R]):
                     f"inputs[{i}] is {given}; the step was captured with {tuple(own.shape)} {own.dtype}: a graph has fixed shapes, so drop "
                     "or pad a last batch that is smaller, or call the step itself with it"
                 )
-
-    def _check_optimizer(self) -> None:
-        optimizer = self.optimizer
-        self._require_clean("finish that step first,")
-        same = optimizer._buckets is self._buckets and optimizer._same_members() and not any(b.moved() for b in self._buckets)
-        if same:
-            for bucket in self._buckets:
-                bucket.state.follow(optimizer.state)
-        if not same or any(bucket.state.buffers != held for bucket, held in zip(self._buckets, self._state, strict=True)):
-            raise RuntimeError(
-                "the optimizer's parameters were moved or its groups edited, or a checkpoint was loaded, since the step was captured; "
-                "the graph would write to what it was before: capture again"
-            )
 
     def _require_clean(self, why: str) -> None:
         if self.optimizer._phase == "perturbed":
@@ -148,12 +159,14 @@ def capture(step: Callable[..., R], optimizer: SAM, *inputs: Tensor, warmup: int
             loss = fast(x, y)
             scheduler.step()
 
-    ``step`` is run ``warmup`` times, then captured, then everything is put back: weights, state of the optimizer, buffers of its
+    ``step`` is run ``warmup`` times, then captured, then put back is: weights, gradients and state of the optimizer, buffers of its
     ``model`` and of every module that ran, torch's own generators. Until then that takes their memory a second time. Not put back: what
-    else ``step`` changes (generators of yours, a ``GradScaler``'s scale, averages of weights).
+    else ``step`` changes (generators of yours, the scale of a ``GradScaler``, whose ``update()`` belongs into ``step``, averages of
+    weights), and tensors that are attributes of a module without being buffers.
 
-    Replays follow ``lr`` and ``rho`` of the groups, numbers as well as tensors; a change of any other option is an error. Dropout and
-    what else draws from torch's generator of the device goes on drawing. Hooks of optimizer and modules do not run in replays. Eager
+    Replays follow ``lr`` and ``rho`` of the groups, numbers as well as tensors; a change of the other options, of the optimizer's rules, of
+    a module's mode, or of what is frozen is an error. ``.grad`` and ``sample_norms`` are afterwards what an eager step leaves. Dropout
+    and what else draws from torch's generator of the device goes on drawing. Hooks of optimizer and modules do not run in replays. Eager
     steps may be mixed in.
 
     Args:
@@ -165,8 +178,9 @@ def capture(step: Callable[..., R], optimizer: SAM, *inputs: Tensor, warmup: int
         warmup: eager steps before the capture, at least 2; in the last one a wait for the device is an error.
 
     Raises:
-        TypeError, ValueError: what cannot be captured, named; nothing has been run.
-        RuntimeError: ``step`` waits for the device. Everything is put back.
+        TypeError, ValueError: what cannot be captured, named: arguments before anything is run; what shows only in a step (another
+            optimizer, gradients of others, ``lr`` written, buffers replaced) after it is put back.
+        RuntimeError: ``step`` waits for the device. All is put back.
     """
     _check(step, optimizer, inputs, warmup)
     return Captured(step, optimizer, inputs, warmup)
@@ -180,6 +194,8 @@ def _check(step: Any, optimizer: Any, inputs: tuple[Any, ...], warmup: Any) -> N
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"inputs[{i}] is {type(x).__name__}; expected a tensor: what does not change belongs into step itself")
+        if x.layout != torch.strided or x.is_meta:
+            raise ValueError(f"inputs[{i}] has layout {x.layout} on {x.device}; expected a dense tensor with memory")
     if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 2:
         raise ValueError(f"warmup is {warmup!r}; expected an int >= 2: the first step allocates, the last is watched for waits")
     devices = sorted({str(p.device) for p in optimizer.members()})
@@ -198,4 +214,6 @@ def _check(step: Any, optimizer: Any, inputs: tuple[Any, ...], warmup: Any) -> N
             )
     if why := optimizer.batch.on_host:
         raise ValueError(f"the batch rule {type(optimizer.batch).__name__} {why}, which a graph would do once and for all; step eagerly")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("capture() under inference_mode, where no gradient can be taken; call it outside")
     optimizer._require_clean("capture()")

@@ -174,6 +174,17 @@ def test_half_precision_weights_under_a_scaler() -> None:
     assert torch.equal(w.detach(), torch.full_like(w, 0.5))
 
 
+def test_unscale_before_the_first_step_is_refused() -> None:
+    net = model(dtype=torch.float32)
+    opt, scaler = SAM(net.parameters(), "sgd", lr=0.1), scaler_on("cpu")
+    kept = weights(net)
+    backward(net, 0, scaler)
+    scaler.unscale_(opt)
+    with pytest.raises(RuntimeError, match="after the second backward"):
+        opt.first_step(scaler=scaler)
+    assert all(map(torch.equal, kept, net.parameters()))
+
+
 # ---- autocast
 
 

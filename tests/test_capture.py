@@ -179,11 +179,14 @@ def test_eager_steps_never_wait_for_the_device(setting: str, place: tuple[str, s
 
 
 def everything(net: nn.Module, opt: SAM) -> list[Any]:
+    entries = len(opt.state)
     state = opt.state_dict()
-    tensors = [x.clone() for x in (*net.state_dict().values(), torch.get_rng_state())]
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    tensors = [x.clone() for x in (*net.state_dict().values(), torch.get_rng_state(), *grads)]
     tensors += torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     kept = [x.clone() for entry in state["state"].values() for _, x in sorted(entry.items())]
-    return [*tensors, *kept, len(state["state"]), repr(state["param_groups"]), opt.capturable]
+    numbers = [entries, sum(p.grad is None for p in net.parameters()), opt.grad_norm is None, opt.sample_norms is None]
+    return [*tensors, *kept, *numbers, repr(state["param_groups"]), opt.capturable]
 
 
 def equal(a: list[Any], b: list[Any]) -> bool:
@@ -264,6 +267,102 @@ def test_state_put_into_the_optimizer_is_taken_over() -> None:
         step(*batch(1, net))
         found.append(p.detach())
     assert torch.equal(*found)
+
+
+def changed_momentum(opt: SAM, net: nn.Module) -> None:
+    opt.state[net.out.weight]["momentum_buffer"] = torch.ones_like(net.out.weight)
+
+
+def forgotten(opt: SAM, net: nn.Module) -> None:
+    opt.state.clear()
+
+
+def one_forgotten(opt: SAM, net: nn.Module) -> None:
+    del opt.state[net.out.weight]
+
+
+def doubled(opt: SAM, net: nn.Module) -> None:
+    net.double()
+
+
+def laid_out(opt: SAM, net: nn.Module) -> None:
+    net.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("setting", ["momentum", "adamw"])
+@pytest.mark.parametrize("change", [changed_momentum, forgotten, one_forgotten, doubled, laid_out])
+def test_what_was_changed_before_a_capture_counts(change: Any, setting: str) -> None:
+    found = []
+    for graph in (True, False):
+        net = net_on("cpu")
+        opt, step = build(net, setting, "cpp")
+        for i in range(2):
+            step(*batch(i, net))
+        if not (change is changed_momentum and setting == "adamw"):
+            change(opt, net)
+        step = sam_kernels.capture(step, opt, *batch(2, net)) if graph else step
+        for i in range(3):
+            step(*batch(i, net))
+        found.append(net.out.weight.detach())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+def test_the_plain_base_finds_no_state_of_a_warm_up(base: Any) -> None:
+    found = []
+    for graph in (True, False):
+        net = net_on("cpu")
+        opt = SAM(net.parameters(), base, lr=0.1, model=net, **({"momentum": 0.9, "dampening": 0.5} if base is torch.optim.SGD else {}))
+        if graph:
+            sam_kernels.capture(habit_of(net, opt), opt, *batch(0, net))
+        nn.functional.cross_entropy(net(batch(0, net)[0]), batch(0, net)[1]).backward()
+        opt.base_optimizer.step()
+        found.append(net.out.weight.detach())
+    assert torch.equal(*found)
+
+
+def test_a_replay_leaves_what_an_eager_step_leaves() -> None:
+    net = net_on("cpu")
+    opt, step = build(net, "logits", "cpp")
+    fast = sam_kernels.capture(step, opt, *batch(0, net))
+    assert opt.sample_norms is None and opt.grad_norm is None and net.out.weight.grad is None
+    torch.manual_seed(3)
+    fast(*batch(1, net))
+    graph = [opt.sample_norms.clone(), opt.grad_norm.clone(), net.out.weight.grad.clone()]
+    x, y = batch(2, net)
+    step(x[:5], y[:5])
+    assert opt.sample_norms.shape == (5,)
+    other = net_on("cpu")
+    opt2, eager = build(other, "logits", "cpp")
+    torch.manual_seed(3)
+    eager(*batch(1, other))
+    assert all(map(torch.equal, graph, [opt2.sample_norms, opt2.grad_norm, other.out.weight.grad]))
+    fast(*batch(1, net))
+    assert opt.sample_norms.shape == (12,)
+
+
+def test_inputs_with_a_graph_leave_none_behind() -> None:
+    net = net_on("cpu")
+    opt, step = build(net, "sam", "cpp")
+    x, y = batch(0, net)
+    scale = torch.ones((), requires_grad=True)
+    fast = sam_kernels.capture(step, opt, x, y)
+    fast(x * scale, y)
+    assert not any(own.requires_grad for own in fast._inputs)
+
+
+def test_a_step_that_writes_its_inputs_finds_them_as_given() -> None:
+    net = net_on("cpu")
+    opt, step = build(net, "sam", "cpp")
+
+    def shifting(x: Tensor, y: Tensor) -> Tensor:
+        seen.append(y.clone())
+        y.add_(1).remainder_(3)
+        return step(x, y)
+
+    seen: list[Tensor] = []
+    sam_kernels.capture(shifting, opt, *batch(0, net), warmup=4)
+    assert all(y.equal(batch(0, net)[1]) for y in seen[:4])
 
 
 def test_lr_and_rho_that_come_back_are_followed() -> None:
@@ -426,8 +525,47 @@ def test_a_buffer_that_every_step_replaces_is_refused() -> None:
 
     net = net_on("cpu", Average)
     opt, step = build(net, "sam", "cpp")
+    mean = net.mean
     with pytest.raises(ValueError, match="buffer 'mean' of Average"):
         sam_kernels.capture(step, opt, *batch(0, net))
+    assert net.mean is mean and mean.item() == 0
+
+
+def test_a_step_that_writes_lr_is_refused() -> None:
+    net = net_on("cpu")
+    opt, step = build(net, "momentum", "cpp")
+    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1)
+
+    def both(x: Tensor, y: Tensor) -> None:
+        step(x, y)
+        scheduler.step()
+
+    with pytest.raises(ValueError, match=r"lr of group 0 is changed inside of step\(\)"):
+        sam_kernels.capture(both, opt, *batch(0, net))
+
+
+def test_a_second_optimizer_in_the_step_is_refused() -> None:
+    net = net_on("cpu")
+    opt, step = build(net, "momentum", "cpp")
+    w = nn.Parameter(torch.ones(3))
+    other = torch.optim.SGD([w], lr=0.1)
+
+    def both(x: Tensor, y: Tensor) -> None:
+        step(x, y)
+        other.step()
+
+    with pytest.raises(ValueError, match=r"step\(\) also steps a SGD"):
+        sam_kernels.capture(both, opt, *batch(0, net))
+
+
+def test_gradients_of_others_are_refused() -> None:
+    net = net_on("cpu")
+    opt = SAM(net.out.parameters(), "sgd", lr=0.1, model=net)
+    with pytest.raises(ValueError, match="weight of Conv2d gets a gradient in step"):
+        sam_kernels.capture(habit_of(net, opt), opt, *batch(0, net))
+    net.conv.requires_grad_(False)
+    net.norm.requires_grad_(False)
+    sam_kernels.capture(habit_of(net, opt), opt, *batch(0, net))
 
 
 def loaded(opt: SAM, net: nn.Module) -> None:
@@ -460,9 +598,45 @@ def halfway(opt: SAM, net: nn.Module) -> None:
     opt.first_step()
 
 
+def evaluated(opt: SAM, net: nn.Module) -> None:
+    net.eval()
+
+
+def frozen(opt: SAM, net: nn.Module) -> None:
+    net.out.bias.requires_grad_(False)
+
+
+def clipped(opt: SAM, net: nn.Module) -> None:
+    opt.max_norm = 0.1
+
+
+def other_rule(opt: SAM, net: nn.Module) -> None:
+    opt.descent = sam_kernels.optim.rules.Stable()
+
+
+def other_buffer(opt: SAM, net: nn.Module) -> None:
+    net.norm.running_mean = torch.zeros(4)
+
+
+def moved_buffer(opt: SAM, net: nn.Module) -> None:
+    net.norm.running_mean.data = torch.zeros(4)
+
+
+def offloaded(opt: SAM, net: nn.Module) -> None:
+    for entry in opt.state.values():
+        entry["momentum_buffer"].data = entry["momentum_buffer"].data.clone()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        (evaluated, RuntimeError, "is in evaluation mode, and was captured in training mode"),
+        (frozen, RuntimeError, "requires_grad of a parameter"),
+        (clipped, RuntimeError, "max_norm of the optimizer is 0.1"),
+        (other_rule, RuntimeError, "descent of the optimizer is Stable"),
+        (other_buffer, RuntimeError, "buffer or a frozen parameter of the model was replaced"),
+        (moved_buffer, RuntimeError, "buffer or a frozen parameter of the model was replaced"),
+        (offloaded, RuntimeError, "capture again"),
         (loaded, RuntimeError, "capture again"),
         (cast, RuntimeError, "capture again"),
         (grown, RuntimeError, "capture again"),

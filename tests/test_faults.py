@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import closure_of, model
+from problems import closure_of, model, weights
 from torch import Tensor, nn
 
 from sam_kernels.optim import SAM, StableSAM
@@ -263,3 +263,21 @@ def test_sparse_gradient_is_refused_by_name(place: tuple[str, str]) -> None:
     with pytest.raises(TypeError, match=r"layout torch.sparse_coo; expected dense"):
         opt.first_step()
     assert all(unchanged(table, before))
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_the_plain_base_after_a_skipped_first_step_starts_from_nothing(base: type[torch.optim.Optimizer]) -> None:
+    """SAM late: the base alone steps next, and goes by what it finds in the state."""
+    found = []
+    for skip in (True, False):
+        net = model(dtype=torch.float32)
+        opt = SAM(net.parameters(), base, lr=0.1, **({"momentum": 0.9} if base is torch.optim.SGD else {}))
+        if skip:
+            for phase in (opt.first_step, opt.second_step):
+                for p in net.parameters():
+                    p.grad = torch.full_like(p, float("inf"))
+                phase(zero_grad=True)
+        closure_of(net, 0)()
+        opt.base_optimizer.step()
+        found.append(weights(net))
+    assert all(map(torch.equal, *found))

@@ -132,3 +132,30 @@ def test_a_head_that_the_loss_does_not_reach() -> None:
             for row in ids.split(1)]  # fmt: skip
     want = torch.stack([sum(g.square().sum() for g in grads) for grads in rows])
     assert error(got, want) <= 1e-12
+
+
+@forms
+def test_gradients_that_cancel_have_no_negative_square(weighted: bool) -> None:
+    """<e, w> - |e|^2 with e = w[id]: the gradients of the two uses are each other's opposite."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        table = nn.Embedding(8, 33)
+        ids, factor = torch.randint(0, 8, (B, 16)), torch.rand(B, 16)
+        with per_sample.grad_norms(table, B, reduction="sum", weighted=weighted) as norms:
+            e = table(ids)
+            own = F.linear(e, table.weight).gather(2, ids[..., None])[..., 0]
+            (factor * (own - e.square().sum(-1))).sum().backward()
+        assert (norms.squared >= 0).all() and not norms.norm.isnan().any()
+
+
+@pytest.mark.parametrize("what", ["ids", "input"])
+def test_what_a_tied_norm_is_made_of_must_not_change_before_it_is_read(what: str) -> None:
+    model, ids, kept = Tied(), torch.randint(0, V, (B, T)), []
+    model.between.register_forward_hook(lambda *args: kept.append(args[-1]))
+    with per_sample.grad_norms(model, B, weighted=True) as norms:
+        model.head.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        model(ids).square().mean().backward()
+    with torch.no_grad():
+        (ids if what == "ids" else kept[-1]).zero_()
+    with pytest.raises(RuntimeError, match="modified in place after the forward; the norm of a tied weight"):
+        norms.squared  # noqa: B018

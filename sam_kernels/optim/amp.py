@@ -11,15 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 from ..ops.coefficients import entry_mask, needed_entries
 from .engine import Selection, Update
 
 
-def scale_of(scaler: Any) -> Tensor | None:
+def scale_of(optimizer: Any, scaler: Any) -> Tensor | None:
     """The present scale, on the device."""
     if scaler is None or not scaler.is_enabled():
         return None
+    if scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED:
+        raise RuntimeError(
+            "scaler.unscale_(optimizer) before first_step(scaler=scaler), which takes the first gradients for scaled ones and leaves the "
+            "second ones so; call unscale_ once, after the second backward"
+        )
     if getattr(scaler, "_scale", None) is None:
         raise RuntimeError("scaler has not scaled a loss yet; call scaler.scale(loss).backward() before first_step(scaler=scaler)")
     return scaler.scale(torch.ones((), dtype=torch.float32, device=scaler._scale.device))

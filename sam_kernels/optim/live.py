@@ -26,13 +26,19 @@ class _Live:
     tensor: Tensor  # what the graph reads
     value: float | None  # what we have filled it with; None: it is the user's own
 
+    version: int = 0
+
     def number(self, now: Any) -> float:
         what = f"{self.key} of group {self.row} is {now!r}"
         if isinstance(now, Tensor) and now.is_cuda:
             raise RuntimeError(f"{what}, which was a number when the step was captured; set a number, or capture again")
-        if not isinstance(now, int | float | Tensor) or not isfinite(now) or (self.key == "rho" and now < 0):
+        try:
+            value = float("nan") if isinstance(now, str) else float(now)
+        except (TypeError, ValueError, RuntimeError):
+            value = float("nan")
+        if not isfinite(value) or (self.key == "rho" and value < 0):
             raise ValueError(f"{what}; expected a finite number{' >= 0' if self.key == 'rho' else ''}")
-        return float(now)
+        return value
 
 
 class LiveOptions:
@@ -55,7 +61,8 @@ class LiveOptions:
         self._fixed = self._others()
 
     def _others(self) -> list[dict[str, Any]]:
-        return [{key: x for key, x in group.items() if key not in (*LIVE, "params")} for group in self._optimizer.param_groups]
+        read = set(self._optimizer.defaults) - set(LIVE)  # a scheduler's initial_lr, say, is none of the step's
+        return [{key: x for key, x in group.items() if key in read} for group in self._optimizer.param_groups]
 
     @contextmanager
     def in_groups(self) -> Iterator[None]:
@@ -64,13 +71,22 @@ class LiveOptions:
         given = [groups[x.row][x.key] for x in self._live]
         self._optimizer.capturable = True
         for x in self._live:
-            groups[x.row][x.key] = x.tensor
+            groups[x.row][x.key], x.version = x.tensor, x.tensor._version
         try:
             yield
         finally:
             self._optimizer.capturable = capturable
             for x, value in zip(self._live, given, strict=True):
                 groups[x.row][x.key] = value
+
+    def check_untouched(self) -> None:
+        """Inside of ``in_groups``: raise where the step has written an option that a graph would only read."""
+        for x in self._live:
+            now = self._optimizer.param_groups[x.row][x.key]
+            if now is not x.tensor or (x.value is not None and now._version != x.version):
+                raise ValueError(
+                    f"{x.key} of group {x.row} is changed inside of step(), which a graph would not repeat; call the scheduler behind it"
+                )
 
     def refresh(self) -> None:
         """Bring the groups' present numbers to the device, those that have changed. Raises, before it writes any, where an option has

@@ -39,7 +39,7 @@ class Phases(SharedState):
         selection = self._collect()
         for bucket in self._get_buckets():
             bucket.finish()
-        self._first_scale = amp.scale_of(scaler)
+        self._first_scale = amp.scale_of(self, scaler)
         self._norms = selection[0][0].bucket if selection else self._norms
         if selection:
             direction = self.ascent.direction

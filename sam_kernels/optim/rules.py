@@ -34,7 +34,8 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Descent:
-    """What the base update sees: ``coefficients`` of h and g, rescaled to the norm of g where ``match_norm``."""
+    """What the base update sees: ``coefficients`` of h and g, rescaled to the norm of g where ``match_norm``. Norms are those of all first
+    gradients; where a rule reads g itself, those of the parameters that have a second gradient too."""
 
     coefficients: Combination = Combination()  # noqa: RUF009  (frozen)
     match_norm: bool = False

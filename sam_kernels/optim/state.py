@@ -89,8 +89,8 @@ class StateBuffers:
         found = [key for key in views if isinstance(entry.get(key), Tensor)]
         ours = all(entry[key] is views[key] for key in found)
         for key, view in views.items():
-            if key not in found and found:
-                view.zero_()
+            if key not in found:
+                view.zero_()  # also where it has no meaning before the first update: torch's own optimizers go by the entry
             elif key in found and entry[key] is not view:
                 view.copy_(entry[key])
             entry[key] = view

@@ -34,7 +34,10 @@ class GradNorms(Watch):
         uses = self._reached()
         first = uses[0].sink
         parts = [grad_of(use.sink) for use in uses] + [product for _, product in products(uses)]
-        return self._scaled(torch.stack([part.to(first.device, first.dtype) for part in parts]).sum(0), 2)
+        total = torch.stack([part.to(first.device, first.dtype) for part in parts]).sum(0)
+        if len(parts) > len(uses):  # products may be negative, and by rounding so may the sum
+            total = total.clamp(min=0)
+        return self._scaled(total, 2)
 
     @property
     def norm(self) -> Tensor:
@@ -124,10 +127,7 @@ class GradNorms(Watch):
         found: dict[Tensor, Tensor] = {}
         for use in self._reached():
             assert use.keeper is not None
-            if use.x._version != use.version:
-                raise RuntimeError(
-                    f"{use.name}: its input was modified in place after the forward; the weighted gradient needs it as it was"
-                )
+            use.require_unmodified("the weighted gradient")
             c = self._scaled(weights.to(use.sink.device, use.sink.dtype), 1)
             with torch.autocast(c.device.type, enabled=False):
                 made = use.layer.weighted(grad_of(use.keeper), use.x, c)

@@ -149,8 +149,9 @@ def _batch_norm(
     return _over_channels("affine", input, input.shape[1], weight, bias, eps, lambda x: F.batch_norm(x, *arguments))
 
 
-def _expand(input: Tensor, *size: Any) -> Call:
-    sizes = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+def _expand(input: Tensor, *sizes: Any, size: Any = None, implicit: bool = False) -> Call:
+    given = sizes if size is None else (size,)
+    sizes = tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given
     nothing = torch.empty(0, device=input.device)  # there is no input but the parameter
     return Call(nothing, input, None, lambda x, w, common: Expanded.of(w, common, sizes))
 

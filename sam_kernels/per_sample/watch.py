@@ -29,6 +29,10 @@ class Use:
     x: Tensor  # where the weighted form needs it, and the ids of an embedding
     version: int
 
+    def require_unmodified(self, what: str) -> None:
+        if self.x._version != self.version:
+            raise RuntimeError(f"{self.name}: its input was modified in place after the forward; {what} needs it as it was")
+
 
 class Watch:
     """The calls of one forward."""
@@ -144,9 +148,11 @@ def products(uses: list[Use]) -> list[tuple[str, Tensor]]:
     found = []
     for use in uses:
         if isinstance(use.layer, TiedLinear) and use.weight in tables and use.keeper is not None:
-            table = tables[use.weight].keeper
-            assert table is not None
-            found.append((use.name, 2 * use.layer.product(grad_of(use.keeper), use.x, grad_of(table))))
+            table = tables[use.weight]
+            assert table.keeper is not None
+            for x in (use, table):
+                x.require_unmodified("the norm of a tied weight")
+            found.append((use.name, 2 * use.layer.product(grad_of(use.keeper), use.x, grad_of(table.keeper))))
     return found
 
 
