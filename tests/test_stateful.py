@@ -288,6 +288,8 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(KeyError), self.opt.perturbed():
                 raise KeyError
         assert all(torch.equal(p, clean[i]) and p.data_ptr() == places[i] for i, p in self.params.items())
+        if self.single():  # the ascent has taken the state over, in fp32
+            self.check_state(self.truth.rounded())
 
     # ---- edits
 
