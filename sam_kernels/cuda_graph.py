@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -41,7 +42,9 @@ class CudaRecorder:
         """A capture that breaks can leave torch's generators and allocator in its middle (pytorch pull request 180395), so what torch
         knows to wait is looked for before."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode")  # that it does not notice everything
+            torch.cuda.set_sync_debug_mode("error")
         try:
             self.warm_up(run)
         finally:
