@@ -13,9 +13,10 @@ from sam_kernels.__main__ import parser
 from sam_kernels.optim import SAM
 from sam_kernels.profiling import profile, stepping
 from sam_kernels.profiling.launches import launches_of
+from sam_kernels.profiling.match import Mismatch
 from sam_kernels.profiling.recorder import Recorder
 from sam_kernels.profiling.step_match import Matcher
-from sam_kernels.profiling.subjects import Wish, subject_of
+from sam_kernels.profiling.subjects import Subject, Wish, subject_of
 from sam_kernels.profiling.training import METHODS, Preset
 from sam_kernels.profiling.training import Step as Training
 from sam_kernels.spans import span
@@ -71,6 +72,35 @@ def test_a_match_leaves_the_model_as_it_was(method: str, base: str, user: Path) 
     assert Matcher("it", subject.model, build).check() and built == [None, "reference"]
     assert all(torch.equal(value, before[key]) for key, value in subject.model.state_dict().items())
     assert all(p.grad is None for p in subject.model.parameters())
+
+
+def test_a_rounding_that_decides_about_a_gradient_is_no_mismatch_but_a_wrong_step_is_one_everywhere(user: Path) -> None:
+    """A gradient of -1 or 1 at weights of exactly 0.5, which a backend may see a rounding off, and of 1 at all nearby."""
+
+    class Kink(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.full((4,), 0.5))
+
+    def factor(backend: str | None, w: torch.Tensor) -> float:
+        return -1.0 if backend is None and bool((w == 0.5).all()) else 1.0
+
+    for kind, wanted in ((Training, True), (BrokenRate, False)):
+        model = Kink()
+
+        def build(backend: str | None, kind: type = kind, model: Kink = model) -> Training:
+            def losses(index: torch.Tensor | None = None) -> torch.Tensor:
+                return factor(backend, model.w.detach()) * model.w.sum() * torch.ones(4 if index is None else len(index))
+
+            return kind(Subject("it", model, 4, losses, None), METHODS["sam"], "sgd", backend=backend)
+
+        matcher = Matcher("it", model, build)
+        if wanted:
+            assert matcher.check()
+        else:
+            with pytest.raises(Mismatch):
+                matcher.check()
+        assert (model.w == 0.5).all()
 
 
 def test_losses_that_do_not_repeat_are_timed_and_it_is_said(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
