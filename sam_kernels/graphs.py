@@ -159,10 +159,10 @@ def capture(step: Callable[..., R], optimizer: SAM, *inputs: Tensor, warmup: int
             loss = fast(x, y)
             scheduler.step()
 
-    ``step`` is run ``warmup`` times, then captured, then put back is: weights, gradients and state of the optimizer, buffers of its
-    ``model`` and of every module that ran, torch's own generators. Until then that takes their memory a second time. Not put back: what
-    else ``step`` changes (generators of yours, the scale of a ``GradScaler``, whose ``update()`` belongs into ``step``, averages of
-    weights), and tensors that are attributes of a module without being buffers.
+    ``step`` is run ``warmup`` times, then captured. Afterwards weights, gradients and state of the optimizer, buffers of its ``model`` and
+    of every module that ran, and torch's own generators are put back; until then they take their memory a second time. Not put back is
+    what else ``step`` changes: generators of yours, the scale of a ``GradScaler`` (whose ``update()`` belongs into ``step``), averages of
+    weights, tensors that are attributes of a module without being buffers.
 
     Replays follow ``lr`` and ``rho`` of the groups, numbers as well as tensors; a change of the other options, of the optimizer's rules, of
     a module's mode, or of what is frozen is an error. ``.grad`` and ``sample_norms`` are afterwards what an eager step leaves. Dropout

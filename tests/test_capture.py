@@ -427,10 +427,6 @@ def test_outputs_are_the_graphs_own_and_memory_goes_with_it() -> None:
 # ---- what is refused
 
 
-def closure(opt: SAM, net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return habit_of(net, opt)
-
-
 REFUSED: dict[str, tuple[Callable[[nn.Module], SAM], str]] = {
     "generic": (lambda net: SAM(net.parameters(), torch.optim.RMSprop, lr=0.1), "base RMSprop is not fused"),
     "reference": (lambda net: SAM(net.parameters(), "sgd", lr=0.1, backend="reference"), "reference backend"),
@@ -459,7 +455,7 @@ def test_what_a_graph_would_get_wrong_is_refused_before_anything_runs(name: str)
 def test_esam_without_host_decisions_is_captured() -> None:
     net = net_on("cpu")
     opt = ESAM(net.parameters(), "sgd", lr=0.1, beta=1.0, gamma=1.0)
-    sam_kernels.capture(closure(opt, net), opt, *batch(0, net))(*batch(1, net))
+    sam_kernels.capture(habit_of(net, opt), opt, *batch(0, net))(*batch(1, net))
 
 
 def test_wrong_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,7 @@ class _Live:
     key: str
     tensor: Tensor  # what the graph reads
     value: float | None  # what we have filled it with; None: it is the user's own
-
-    version: int = 0
+    version: int = 0  # of the tensor when the groups got it
 
     def number(self, now: Any) -> float:
         what = f"{self.key} of group {self.row} is {now!r}"
